@@ -1,0 +1,1 @@
+"""What is tuned: objectives, each a generator of epochs (see `objectives.epoch`)."""

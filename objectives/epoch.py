@@ -158,7 +158,7 @@ def complete_params(accepted: Iterable[Hyperparameter], params: Mapping[str, Any
     for name, value in params.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown hyperparameter {name!r}{hint} accepted: {', '.join(sorted(known))}")
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"unknown hyperparameter {name!r}{hint}; accepted: {', '.join(sorted(known))}")
         known[name].check(value)
     return {name: params.get(name, h.default) for name, h in known.items()}

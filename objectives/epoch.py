@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 __all__ = [
@@ -105,9 +106,9 @@ class Hyperparameter:
                 raise ValueError(f"{self.name} must be one of {list(self.choices)}; got {value!r}")
             return
         if self.low is not None or self.high is not None:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if isinstance(value, bool) or not isinstance(value, Real):
                 raise ValueError(f"{self.name} must be a number; got {value!r}")
-            if not (self.low is None or value >= self.low) or not (self.high is None or value <= self.high):
+            if (self.low is not None and not value >= self.low) or (self.high is not None and not value <= self.high):
                 raise ValueError(f"{self.name} must lie in {self.range()}; got {value!r}")
 
     def range(self) -> str:

@@ -1,0 +1,43 @@
+"""The objectives that are installed, by name.
+
+Objectives are found in the entry-point group `tuner.objectives`: a package of your own adds some by declaring them in
+its pyproject.toml. Only names travel in definitions and over HTTP; nothing a client sends is ever imported.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+
+from objectives.epoch import Objective
+from tuner.errors import NotFoundError, TunerError
+
+__all__ = ["GROUP", "find_objective", "objective_names"]
+
+GROUP = "tuner.objectives"
+
+
+def objective_names() -> list[str]:
+    """The registered names, sorted."""
+    return sorted(_entries())
+
+
+def find_objective(name: str) -> Objective:
+    """The objective registered under `name`.
+
+    Raises:
+        NotFoundError: there is none; the text lists those there are.
+        TunerError: it is registered, but what is registered is no objective.
+    """
+    entries = _entries()
+    if name not in entries:
+        raise NotFoundError(f"no objective is named {name!r}; installed are: {', '.join(sorted(entries))}")
+    found = entries[name].load()
+    if not isinstance(found, Objective):
+        raise TunerError(
+            f"{entries[name].value}, registered as objective {name!r}, does not follow the contract"
+        )
+    return found
+
+
+def _entries() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}

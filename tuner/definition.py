@@ -1,0 +1,366 @@
+"""The definition document: one study, or a comparison of arms over seeds.
+
+The same pydantic models are the TOML file in `studies/`, the JSON body over HTTP, and the object in Python. Unknown
+keys are refused; every error names the key, the rule and the value.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from objectives.epoch import Objective
+from tuner.catalogue import find_objective
+from tuner.errors import DefinitionError, NotFoundError
+from tuner.explain import explain, near_miss
+from tuner.pruners import PRUNERS, AnyPruner, NoneSettings
+from tuner.samplers import SAMPLERS, AnySampler, SamplerContext, TPESettings
+from tuner.space import PARAMETER_TYPES, CategoricalParameter, Choice, Parameter, Space, parameter_type
+
+__all__ = [
+    "Arm",
+    "Budget",
+    "Comparison",
+    "ComparisonDefinition",
+    "Member",
+    "StudyDefinition",
+    "find_definition",
+    "load_definition",
+    "studies_folders",
+]
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Budget(_Document):
+    """What a study may spend. Any of the three; the first one used up ends the study."""
+
+    trials: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Trials, however they end: completed, pruned or failed."
+    )
+    epochs: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Epochs over all trials, pruned ones included."
+    )
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="Seconds of training over all trials, whatever ran at the same time."
+    )
+
+
+class StudyDefinition(_Document):
+    """One study: what is tuned, over which space, by which sampler and pruner, within which budget."""
+
+    name: Name = Field(description="Letters, digits, dot, dash, underscore; at most 128.")
+    objective: str | None = Field(
+        default=None,
+        description="A registered objective (`tuner objectives` lists them); none for one given in Python.",
+    )
+    direction: Literal["minimize", "maximize"] = Field(
+        default="minimize", description="What is good about the value."
+    )
+    seed: Seed = Field(default=0, description="All randomness derives from it and the trial's number.")
+    budget: Budget = Field(default=Budget(), description="What the study may spend.")
+    fixed: dict[str, Choice | list[Choice]] = Field(
+        default={}, description="Hyperparameters passed to the objective as they are."
+    )
+    space: Space = Field(default=Space({}), description="The parameters to tune.")
+    sampler: AnySampler = Field(default=TPESettings(), description="How points are chosen.")
+    pruner: AnyPruner = Field(default=NoneSettings(), description="When a trial is stopped early.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in self.fixed:
+            if name in self.space.root:
+                raise DefinitionError(f"{name!r} is both in fixed and in space; it can be in one of them")
+        if self.space.is_conditional and not self.sampler.conditions:
+            able = ", ".join(name for name, settings in SAMPLERS.items() if settings.conditions)
+            raise DefinitionError(
+                f"sampler {self.sampler.name!r} cannot cope with parameters under a condition (when); "
+                f"these can: {able}"
+            )
+        self.sampler.capacity(self.context)
+        return self
+
+    @property
+    def context(self) -> SamplerContext:
+        """What the sampler may know of the study."""
+        return SamplerContext(self.space, self.seed, self.budget.trials)
+
+    @property
+    def trials(self) -> int | None:
+        """How many trials there can be: the budget's, or fewer where the sampler has fewer points."""
+        limits = [self.budget.trials, self.sampler.capacity(self.context)]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def study(self) -> StudyDefinition:
+        """The study without a comparison around it."""
+        return StudyDefinition.model_validate(
+            {name: getattr(self, name) for name in StudyDefinition.model_fields}
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The definition in a TOML or JSON file. As a plain study, a comparison's base is what is loaded.
+
+        Raises:
+            NotFoundError: there is no such file.
+            DefinitionError: the file breaks a rule; the text names file, key, rule and value.
+        """
+        definition = load_definition(path)
+        if cls is StudyDefinition:
+            return cast("Self", definition.study)
+        if not isinstance(definition, cls):
+            raise DefinitionError(f"{path}: has no [comparison], so it defines no comparison but one study")
+        return definition
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any], source: str = "definition") -> Self:
+        """The definition in a document of plain dicts, lists and scalars, as read from TOML or JSON.
+
+        Raises:
+            DefinitionError: a line for each broken rule, with `source`, key, rule and value.
+        """
+        try:
+            definition = cls.model_validate(document)
+        except ValidationError as error:
+            lines = [f"{source}: {explain(e, document, _model_of)}" for e in error.errors(include_url=False)]
+            raise DefinitionError("\n".join(lines)) from None
+        try:
+            definition.check_objective()
+        except (DefinitionError, NotFoundError) as error:
+            raise DefinitionError(f"{source}: {error}") from None
+        return definition
+
+    def dump(self) -> dict[str, Any]:
+        """The document: what `parse` reads, in plain types; defaults left out."""
+        dumped: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        for key in ("sampler", "pruner"):
+            if key in dumped:  # the name is a default of its own model
+                dumped[key] = {"name": getattr(self, key).name, **dumped[key]}
+        return dumped
+
+    def check_objective(self) -> None:
+        """Check names and values against what the named objective accepts, and the direction.
+
+        Raises:
+            NotFoundError: no objective of that name is installed.
+            DefinitionError: it does not accept a name, a value or the direction.
+        """
+        if self.objective is None:
+            return
+        try:
+            objective = find_objective(self.objective)
+        except NotFoundError as error:
+            raise NotFoundError(f"objective: {error}") from None
+        if objective.direction != self.direction:
+            raise DefinitionError(
+                f"direction: objective {self.objective!r} is to {objective.direction}; got {self.direction!r}"
+            )
+        _check_accepted(objective, self.fixed, self.space)
+
+
+class Arm(_Document):
+    """One competitor. What it gives replaces the base's; `fixed` and `space` add to the base's, name by name.
+
+    A name in the arm's `fixed` leaves the space, and the other way round.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")] = Field(
+        description="Letters, digits, dash, underscore; at most 48."
+    )
+    objective: str | None = Field(default=None, description="Instead of the base's.")
+    budget: Budget | None = Field(default=None, description="Instead of the base's.")
+    fixed: dict[str, Choice | list[Choice]] = Field(default={}, description="Added to the base's.")
+    space: dict[str, Parameter] = Field(default={}, description="Added to the base's.")
+    sampler: AnySampler | None = Field(default=None, description="Instead of the base's.")
+    pruner: AnyPruner | None = Field(default=None, description="Instead of the base's.")
+
+    def apply(self, base: StudyDefinition, name: str, seed: int) -> StudyDefinition:
+        """The arm's study with this name and seed."""
+        fixed = {k: v for k, v in base.fixed.items() if k not in self.space} | self.fixed
+        space = {k: v for k, v in base.space.items() if k not in self.fixed} | self.space
+        return StudyDefinition(
+            name=name,
+            objective=self.objective or base.objective,
+            direction=base.direction,
+            seed=seed,
+            budget=self.budget or base.budget,
+            fixed=fixed,
+            space=Space(space),
+            sampler=self.sampler or base.sampler,
+            pruner=self.pruner or base.pruner,
+        )
+
+
+class Comparison(_Document):
+    """Arms over seeds, paired: seed k gives every arm the same split, initial weights and noise."""
+
+    seeds: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=10, description="How many; seed k of n is the definition's seed + k."
+    )
+    arms: Annotated[list[Arm], Field(min_length=2, max_length=64)] = Field(description="The competitors.")
+
+
+class Member(_Document):
+    """One study of a comparison: an arm with a seed."""
+
+    arm: str
+    seed: int
+    definition: StudyDefinition
+
+
+class ComparisonDefinition(StudyDefinition):
+    """A comparison: the base study, and what is compared."""
+
+    comparison: Comparison
+
+    @model_validator(mode="after")
+    def _check_arms(self) -> Self:
+        if len(self.name) > 64:
+            raise DefinitionError(
+                f"the name of a comparison has at most 64 characters; {self.name!r} has {len(self.name)}"
+            )
+        names = [arm.name for arm in self.comparison.arms]
+        for name in names:
+            if names.count(name) > 1:
+                raise DefinitionError(f"arms need different names; {name!r} is there twice")
+        for arm in self.comparison.arms:
+            self._member(arm, self.seed)
+        return self
+
+    @property
+    def members(self) -> list[Member]:
+        """All studies, seed by seed, so that the arms are interleaved."""
+        return [
+            Member(arm=arm.name, seed=seed, definition=self._member(arm, seed))
+            for seed in range(self.seed, self.seed + self.comparison.seeds)
+            for arm in self.comparison.arms
+        ]
+
+    def with_seeds(self, seeds: int) -> ComparisonDefinition:
+        """The same comparison over another number of seeds."""
+        comparison = Comparison(seeds=seeds, arms=self.comparison.arms)
+        return self.model_copy(update={"comparison": comparison})
+
+    def check_objective(self) -> None:
+        """Check every arm, see `StudyDefinition.check_objective`."""
+        super().check_objective()
+        for i, arm in enumerate(self.comparison.arms):
+            try:
+                self._member(arm, self.seed).check_objective()
+            except (DefinitionError, NotFoundError) as error:
+                raise DefinitionError(f"comparison.arms.{i} ({arm.name}): {error}") from None
+
+    def _member(self, arm: Arm, seed: int) -> StudyDefinition:
+        try:
+            return arm.apply(self, f"{self.name}.{arm.name}.seed-{seed}", seed)
+        except ValidationError as error:
+            raise DefinitionError(f"arm {arm.name!r}: {explain(error.errors()[0], {}, _model_of)}") from None
+
+
+def load_definition(path: str | Path) -> StudyDefinition | ComparisonDefinition:
+    """The study or comparison in a TOML (or .json) file; see `StudyDefinition.load`."""
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        raise NotFoundError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DefinitionError(f"{path}: cannot be read: {error}") from None
+    try:
+        document = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DefinitionError(f"{path}: not valid {path.suffix[1:].upper() or 'TOML'}: {error}") from None
+    if not isinstance(document, dict):
+        raise DefinitionError(f"{path}: a definition is a table of keys; got {type(document).__name__}")
+    kind = ComparisonDefinition if "comparison" in document else StudyDefinition
+    return kind.parse(document, str(path))
+
+
+def studies_folders() -> list[Path]:
+    """Where definitions are looked up by name: `studies` here, then the one that is installed with the package."""
+    installed = Path(__file__).resolve().parent.parent / "studies"
+    return [folder for folder in (Path("studies"), installed) if folder.is_dir()]
+
+
+def find_definition(study: str) -> Path:
+    """The file that `study` means: a path, or the name of a definition in `studies/`.
+
+    Raises:
+        NotFoundError: neither; the text lists the names there are.
+    """
+    if study.endswith((".toml", ".json")) or "/" in study:
+        return Path(study)
+    folders = studies_folders()
+    for folder in folders:
+        if (folder / f"{study}.toml").is_file():
+            return folder / f"{study}.toml"
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
+    raise NotFoundError(
+        f"no definition is named {study!r}{near_miss(study, known)}; "
+        f"give the path of a TOML file or one of: {', '.join(known) or '(studies/ is empty)'}"
+    )
+
+
+def _check_accepted(objective: Objective, fixed: Mapping[str, Choice | list[Choice]], space: Space) -> None:
+    accepted = {h.name: h for h in objective.hyperparameters}
+    for table, names in (("fixed", list(fixed)), ("space", list(space))):
+        for name in names:
+            if name not in accepted:
+                raise DefinitionError(
+                    f"{table}.{name}: objective {objective.name!r} has no such hyperparameter"
+                    f"{near_miss(name, accepted)}; it accepts: {', '.join(sorted(accepted))}"
+                )
+    try:
+        for name, value in fixed.items():
+            table = f"fixed.{name}"
+            accepted[name].check(value)
+        for name, parameter in space.items():
+            table = f"space.{name}"
+            ends = (
+                parameter.choices
+                if isinstance(parameter, CategoricalParameter)
+                else (parameter.low, parameter.high)
+            )
+            for value in ends:
+                accepted[name].check(value)
+    except ValueError as error:
+        raise DefinitionError(f"{table}: {error}") from None
+
+
+def _model_of(path: Sequence[str | int], table: Mapping[str, Any]) -> type[BaseModel] | None:
+    """The model of the table at `path` of a document; None where there is no table of fixed keys."""
+    match list(path):
+        case ["comparison", "arms", int(), *rest]:
+            return _table_model(rest, table, Arm)
+        case ["comparison"]:
+            return Comparison
+        case rest:
+            return _table_model(rest, table, ComparisonDefinition)
+
+
+def _table_model(
+    path: Sequence[str | int], table: Mapping[str, Any], whole: type[BaseModel]
+) -> type[BaseModel] | None:
+    match path:
+        case []:
+            return whole
+        case ["budget"]:
+            return Budget
+        case ["sampler"]:
+            return SAMPLERS.get(str(table.get("name")))
+        case ["pruner"]:
+            return PRUNERS.get(str(table.get("name")))
+        case ["space", _]:
+            return PARAMETER_TYPES.get(str(parameter_type(table)))
+    return None

@@ -1,0 +1,41 @@
+"""The exception tree. It knows no HTTP and no exit codes: the service and the command line map it once."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConflictError",
+    "DefinitionError",
+    "LeaseLostError",
+    "MissingDependencyError",
+    "NotFoundError",
+    "StorageError",
+    "TunerError",
+]
+
+
+class TunerError(Exception):
+    """Anything this package raises on purpose. Its text is one line that a person can act on."""
+
+
+class DefinitionError(TunerError, ValueError):
+    """A definition breaks a rule; the text names the key, the rule and the value."""
+
+
+class MissingDependencyError(DefinitionError):
+    """A definition asks for something whose optional dependency is not installed."""
+
+
+class NotFoundError(TunerError, LookupError):
+    """No study, definition file or objective has this name."""
+
+
+class ConflictError(TunerError):
+    """What is asked for contradicts what is stored already, for instance the same name with another content."""
+
+
+class LeaseLostError(TunerError):
+    """The trial is no longer this owner's: its lease expired and another took it over, or it has ended."""
+
+
+class StorageError(TunerError):
+    """The database cannot be opened or used; the text says which and why."""

@@ -1,0 +1,259 @@
+"""The samplers by name. Each entry is its own settings model: what TOML, HTTP and Python write as `sampler`.
+
+Adding one means a settings class here and its name in `AnySampler`; the conformance suites find it there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
+
+import optuna
+from optuna.samplers import BaseSampler
+from pydantic import BaseModel, ConfigDict, Field
+
+from tuner.errors import DefinitionError, MissingDependencyError
+from tuner.samplers.coarse_to_fine import CoarseToFineSampler, stage_lengths
+from tuner.samplers.grid import GridSampler, fit_levels
+from tuner.samplers.sobol import SobolSampler
+from tuner.samplers.view import (
+    BoxLens,
+    HeldWrites,
+    Lens,
+    LensSampler,
+    ReverseLogLens,
+    StudyView,
+    ViewSampler,
+)
+from tuner.space import FloatParameter, Space
+
+__all__ = [
+    "SAMPLERS",
+    "AnySampler",
+    "BoxLens",
+    "CoarseToFineSampler",
+    "GridSampler",
+    "HeldWrites",
+    "Lens",
+    "LensSampler",
+    "ReverseLogLens",
+    "SamplerContext",
+    "SobolSampler",
+    "StudyView",
+    "ViewSampler",
+    "build_sampler",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerContext:
+    """What a sampler may know of its study before the first trial. `trials` is the budget, None if unlimited."""
+
+    space: Space
+    seed: int
+    trials: int | None
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    conditions: ClassVar[bool] = True
+    """Whether it copes with parameters that are active only under a condition."""
+    several_objectives: ClassVar[bool] = False
+    """Whether it copes with more than one objective."""
+
+    def build(self, context: SamplerContext) -> BaseSampler:
+        """The sampler, blind to reverse-log scales; `build_sampler` puts it behind the view."""
+        raise NotImplementedError
+
+    def capacity(self, context: SamplerContext) -> int | None:
+        """How many trials it has points for; None without end."""
+        return None
+
+
+class GridSettings(_Settings):
+    """Every point of a grid once, in shuffled order."""
+
+    conditions: ClassVar[bool] = False
+    several_objectives: ClassVar[bool] = True
+    name: Literal["grid"] = "grid"
+    levels: dict[str, list[str | int | float | bool | None]] | None = Field(
+        default=None,
+        description="Values by parameter; by default as many as the budget of trials allows, evenly on each scale.",
+    )
+
+    def build(self, context: SamplerContext) -> GridSampler:
+        """The grid.
+
+        Raises:
+            DefinitionError: levels that the space does not allow, or no budget to fit them to.
+        """
+        return GridSampler(self._levels(context), seed=context.seed)
+
+    def capacity(self, context: SamplerContext) -> int:
+        """The number of points."""
+        return self.build(context).capacity
+
+    def _levels(self, context: SamplerContext) -> dict[str, list[Any]]:
+        if self.levels is None:
+            if context.trials is None:
+                raise DefinitionError("a grid needs budget.trials to fit its levels to, or sampler.levels")
+            return fit_levels(context.space, context.trials)
+        missing = [name for name in context.space if name not in self.levels]
+        if missing:
+            raise DefinitionError(f"sampler.levels must name every parameter; {', '.join(missing)} missing")
+        for name, values in self.levels.items():
+            for value in values:
+                context.space.check({name: value})
+        return {name: list(values) for name, values in self.levels.items()}
+
+
+class RandomSettings(_Settings):
+    """Independent uniform draws on each parameter's scale."""
+
+    several_objectives: ClassVar[bool] = True
+    name: Literal["random"] = "random"
+
+    def build(self, context: SamplerContext) -> BaseSampler:
+        """Optuna's random sampler."""
+        return optuna.samplers.RandomSampler(context.seed)
+
+
+class SobolSettings(_Settings):
+    """Scrambled Sobol points: uniform draws that keep away from each other."""
+
+    several_objectives: ClassVar[bool] = True
+    name: Literal["sobol"] = "sobol"
+
+    def build(self, context: SamplerContext) -> BaseSampler:
+        """The sequence with a dimension for each parameter of the space."""
+        return SobolSampler(list(context.space), seed=context.seed)
+
+
+class TPESettings(_Settings):
+    """Tree-structured Parzen estimator (Bergstra et al. 2011), Optuna's default."""
+
+    several_objectives: ClassVar[bool] = True
+    name: Literal["tpe"] = "tpe"
+    startup_trials: Annotated[int, Field(ge=0)] = Field(
+        default=10, description="Random trials before the model."
+    )
+    candidates: Annotated[int, Field(ge=1)] = Field(
+        default=24, description="Candidates per choice, of which the best expected one is taken."
+    )
+    multivariate: bool | None = Field(
+        default=None, description="Model parameters jointly; null leaves it to Optuna."
+    )
+
+    def build(self, context: SamplerContext) -> BaseSampler:
+        """Optuna's TPE."""
+        return optuna.samplers.TPESampler(
+            n_startup_trials=self.startup_trials,
+            n_ei_candidates=self.candidates,
+            multivariate=self.multivariate,
+            seed=context.seed,
+        )
+
+
+class GPSettings(_Settings):
+    """Gaussian process with expected improvement, Optuna's; for expensive trainings. Needs PyTorch."""
+
+    name: Literal["gp"] = "gp"
+    startup_trials: Annotated[int, Field(ge=1)] = Field(
+        default=10, description="Random trials before the model."
+    )
+
+    def build(self, context: SamplerContext) -> BaseSampler:
+        """Optuna's GP.
+
+        Raises:
+            MissingDependencyError: PyTorch is not installed.
+        """
+        if importlib.util.find_spec("torch") is None:
+            raise MissingDependencyError(
+                "sampler 'gp' needs PyTorch, which is not installed: pip install 'tuner[gp]'"
+            )
+        return optuna.samplers.GPSampler(
+            n_startup_trials=self.startup_trials, seed=context.seed, warn_independent_sampling=False
+        )
+
+
+class CmaEsSettings(_Settings):
+    """Covariance matrix adaptation (Hansen), for continuous spaces; categorical parameters are drawn at random."""
+
+    conditions: ClassVar[bool] = False
+    name: Literal["cma-es"] = "cma-es"
+    startup_trials: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Random trials before the first generation."
+    )
+    population: Annotated[int, Field(ge=3)] | None = Field(
+        default=None, description="Trials a generation; by default 4 + 3 log(parameters)."
+    )
+
+    def build(self, context: SamplerContext) -> BaseSampler:
+        """Optuna's CMA-ES."""
+        return optuna.samplers.CmaEsSampler(
+            n_startup_trials=self.startup_trials,
+            popsize=self.population,
+            seed=context.seed,
+            warn_independent_sampling=False,
+        )
+
+
+class CoarseToFineSettings(_Settings):
+    """The whole range first, then stage by stage a smaller box around the best points."""
+
+    name: Literal["coarse-to-fine"] = "coarse-to-fine"
+    inside: Literal["random"] = Field(default="random", description="The sampler inside the box.")
+    stages: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None,
+        min_length=1,
+        description="Lengths in trials, the last one repeating; by default 50, 30 and 20% of the budget.",
+    )
+    best: Annotated[int, Field(ge=2)] = Field(
+        default=5, description="How many of the best points span the box."
+    )
+    padding: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.25, description="How far the box reaches beyond them, in shares of their extent."
+    )
+
+    def build(self, context: SamplerContext) -> BaseSampler:
+        """The zoom."""
+        default = stage_lengths(context.trials) if context.trials else (20, 12, 8)
+        return CoarseToFineSampler(
+            stages=self.stages or default, best=self.best, padding=self.padding, seed=context.seed
+        )
+
+
+AnySampler: TypeAlias = Annotated[
+    GridSettings
+    | RandomSettings
+    | SobolSettings
+    | TPESettings
+    | GPSettings
+    | CmaEsSettings
+    | CoarseToFineSettings,
+    Field(discriminator="name"),
+]
+
+SAMPLERS: dict[str, type[_Settings]] = {
+    settings.model_fields["name"].default: settings for settings in get_args(get_args(AnySampler)[0])
+}
+
+
+def build_sampler(settings: AnySampler, context: SamplerContext) -> ViewSampler:
+    """The sampler of these settings, on the scales of the space, repeatable from the seed.
+
+    Raises:
+        DefinitionError: the settings do not go with the space or the budget.
+    """
+    reverse_log = frozenset(
+        name
+        for name, parameter in context.space.items()
+        if isinstance(parameter, FloatParameter) and parameter.scale_name == "reverse_log"
+    )
+    inner = settings.build(context)
+    if isinstance(inner, GridSampler):  # its levels are values already, laid out on the scales
+        reverse_log = frozenset()
+    return ViewSampler(inner, reverse_log=reverse_log, seed=context.seed)

@@ -1,0 +1,239 @@
+"""Opening a database by its URL, with the settings under which Optuna's storage keeps its promises.
+
+The tables are Optuna's own, unmodified: a stock optuna-dashboard and `optuna.load_study` open the result. `Database` only
+changes *how* they are written: on SQLite every transaction takes the write lock at its start (the stock storage hands
+one waiting trial to two askers otherwise), and several changes of one trial can share a transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import optuna
+import sqlalchemy as sa
+from filelock import FileLock
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.orm import Session
+
+from tuner.errors import StorageError
+
+__all__ = ["DEFAULT_URL", "Database", "cached", "open_storage", "safe_url"]
+
+DEFAULT_URL = "sqlite:///tuner.db"
+
+BUSY_SECONDS = 30.0
+"""How long a writer waits for another before it gives up."""
+
+NewTrialHook: TypeAlias = Callable[[Session, models.TrialModel], None]
+
+
+class SqliteConnection(sqlite3.Connection):
+    """A connection with our PRAGMAs; as a class, because event listeners do not survive pickling."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.execute("PRAGMA journal_mode = WAL")  # readers, such as the dashboard, do not block writers
+        self.execute("PRAGMA synchronous = NORMAL")  # safe in WAL: a crash of the machine loses no consistency
+        self.execute("PRAGMA foreign_keys = ON")
+
+
+class Database(RDBStorage):
+    """Optuna's storage on its unmodified schema, with transactions that hold together.
+
+    Use `open_storage` to get one.
+    """
+
+    def __init__(self, url: str, *, skip_table_creation: bool = False) -> None:
+        super().__init__(url, engine_kwargs=_engine_settings(url), skip_table_creation=skip_table_creation)
+        self._prepare()
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._new_trial_hook: NewTrialHook | None = None
+        if self.engine.dialect.name == "sqlite":
+            sa.event.listen(self.engine, "connect", _leave_transactions_to_us)
+            sa.event.listen(self.engine, "begin", _begin_immediate)
+            self.engine.dispose()  # connections made before know nothing of this
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session whose changes are committed together at the end, or not at all."""
+        with _create_scoped_session(self.scoped_session) as session:
+            yield session
+
+    def create_trial(self, study_id: int, template: FrozenTrial, hook: NewTrialHook) -> FrozenTrial:
+        """Create a trial with all that `template` holds, and what `hook` adds, in one transaction.
+
+        `hook` is called with the session and the new row, whose `number` is final, and may raise to undo it all.
+        """
+        with self.transaction() as session:
+            # the study's row is the lock under which numbers are given (SQLite holds the whole database already)
+            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+            row = self._get_prepared_new_trial(study_id, template, session)
+            session.flush()
+            hook(session, row)
+            return self._build_frozen_trial_from_trial_model(row)
+
+    def report_value(self, session: Session, trial_id: int, step: int, value: float) -> None:
+        """Set the intermediate value of a step."""
+        self._set_trial_intermediate_value_without_commit(session, trial_id, step, value)
+
+    def forget_reports(self, session: Session, trial_id: int) -> None:
+        """Delete all intermediate values of a trial that is about to run again from its first epoch."""
+        table = models.TrialIntermediateValueModel
+        session.execute(sa.delete(table).where(table.trial_id == trial_id))
+
+    def finish_trial(
+        self,
+        session: Session,
+        trial_id: int,
+        state: TrialState,
+        values: Sequence[float] | None,
+        user_attrs: Mapping[str, Any],
+    ) -> None:
+        """End a running trial with its values and attributes."""
+        row = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+        self.check_trial_is_updatable(trial_id, row.state)
+        for key, value in user_attrs.items():
+            self._set_trial_attr_without_commit(
+                session, models.TrialUserAttributeModel, trial_id, key, value
+            )
+        for objective, value in enumerate(values or ()):
+            self._set_trial_value_without_commit(session, row, objective, value)
+        row.state = state
+        row.datetime_complete = datetime.now()
+
+
+def open_storage(url: str, *metadata: sa.MetaData) -> Database:
+    """Open the database at `url`; where it is empty, create Optuna's tables and those of `metadata` under a lock.
+
+    Raises:
+        StorageError: it cannot be opened; the text says which database and why.
+    """
+    parsed = _parse(url)
+    name = safe_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        folder = Path(parsed.database).resolve().parent
+        if not folder.is_dir():
+            raise StorageError(f"cannot open {name}: the folder {folder} does not exist")
+    try:
+        if not _is_complete(parsed, metadata):
+            with _creation_lock(parsed):
+                _create(parsed, metadata)
+        return Database(parsed.render_as_string(hide_password=False), skip_table_creation=True)
+    except ImportError as error:
+        raise StorageError(
+            f"cannot open {name}: its driver is not installed ({error}); for PostgreSQL: pip install 'tuner[postgresql]'"
+        ) from None
+    except optuna.exceptions.StorageInternalError as error:
+        raise StorageError(f"cannot open {name}: {_reason(error.__cause__ or error)}") from error
+    except sa.exc.SQLAlchemyError as error:
+        raise StorageError(f"cannot open {name}: {_reason(error)}") from error
+    except RuntimeError as error:  # Optuna's word for a schema of another version
+        raise StorageError(f"cannot use {name}: {error}") from error
+
+
+def cached(database: Database) -> BaseStorage:
+    """The database behind Optuna's cache of finished trials: what studies are opened on."""
+    return optuna.storages.get_storage(database)
+
+
+def safe_url(url: str) -> str:
+    """The URL without its password, for messages."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return url
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except sa.exc.ArgumentError:
+        raise StorageError(
+            f"{url!r} is no database URL; it looks like sqlite:///tuner.db or postgresql://user@host/name"
+        ) from None
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise StorageError(f"{url!r} lives in one process only; give a file, as in sqlite:///tuner.db")
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return parsed
+
+
+def _engine_settings(url: str) -> dict[str, Any]:
+    if make_url(url).get_backend_name() == "sqlite":
+        return {"connect_args": {"factory": SqliteConnection, "timeout": BUSY_SECONDS}}
+    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": int(BUSY_SECONDS)}}
+
+
+def _leave_transactions_to_us(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _is_complete(url: URL, metadata: Sequence[sa.MetaData]) -> bool:
+    """Whether all tables are there; Optuna stamps its version last, so that one counts too."""
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        return False
+    engine = sa.create_engine(url)
+    try:
+        with engine.connect() as connection:
+            there = set(sa.inspect(connection).get_table_names())
+            wanted = {table for tables in metadata for table in tables.tables} | {"alembic_version"}
+            if not wanted <= there:
+                return False
+            return connection.execute(sa.text("SELECT version_num FROM alembic_version")).first() is not None
+    finally:
+        engine.dispose()
+
+
+def _create(url: URL, metadata: Sequence[sa.MetaData]) -> None:
+    database = Database(url.render_as_string(hide_password=False))
+    for tables in metadata:
+        tables.create_all(database.engine)
+    database.engine.dispose()
+
+
+@contextmanager
+def _creation_lock(url: URL) -> Iterator[None]:
+    """Held while tables are created: two processes doing it at once would crash each other."""
+    lock: AbstractContextManager[Any] = nullcontext()
+    if url.get_backend_name() == "sqlite":
+        digest = hashlib.sha256(str(Path(url.database or "").resolve()).encode()).hexdigest()[:16]
+        lock = FileLock(Path(tempfile.gettempdir()) / f"tuner-{digest}.lock", timeout=BUSY_SECONDS)
+    elif url.get_backend_name() == "postgresql":
+        lock = _advisory_lock(url)
+    with lock:
+        yield
+
+
+@contextmanager
+def _advisory_lock(url: URL) -> Iterator[None]:
+    engine = sa.create_engine(url)
+    try:
+        with engine.connect() as connection:  # closing the connection gives the lock back
+            connection.execute(sa.text("SELECT pg_advisory_lock(7461)"))
+            yield
+    finally:
+        engine.dispose()
+
+
+def _reason(error: BaseException) -> str:
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

@@ -108,7 +108,10 @@ class Hyperparameter:
         if self.low is not None or self.high is not None:
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise ValueError(f"{self.name} must be a number; got {value!r}")
-            if (self.low is not None and not value >= self.low) or (self.high is not None and not value <= self.high):
+            number = float(value)  # NaN lies nowhere
+            if (self.low is not None and not number >= self.low) or (
+                self.high is not None and not number <= self.high
+            ):
                 raise ValueError(f"{self.name} must lie in {self.range()}; got {value!r}")
 
     def range(self) -> str:

@@ -1,24 +1,26 @@
 """Opening a database by its URL, with the settings under which Optuna's storage keeps its promises.
 
-The tables are Optuna's own, unmodified: a stock optuna-dashboard and `optuna.load_study` open the result. `Database` only
-changes *how* they are written: on SQLite every transaction takes the write lock at its start (the stock storage hands
-one waiting trial to two askers otherwise), and several changes of one trial can share a transaction.
+The tables are Optuna's own, unmodified: a stock optuna-dashboard and `optuna.load_study` open the result. `Database`
+only changes *how* they are written: on SQLite every transaction takes the write lock at its start (the stock storage
+hands one waiting trial to two askers otherwise), and several changes of one trial can share a transaction.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, cast
 
 import optuna
 import sqlalchemy as sa
 from filelock import FileLock
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
@@ -28,14 +30,22 @@ from sqlalchemy.orm import Session
 
 from tuner.errors import StorageError
 
-__all__ = ["DEFAULT_URL", "Database", "cached", "open_storage", "safe_url"]
+__all__ = ["DEFAULT_URL", "SYSTEM_ATTRS", "USER_ATTRS", "Database", "cached", "open_storage", "safe_url"]
 
 DEFAULT_URL = "sqlite:///tuner.db"
 
 BUSY_SECONDS = 30.0
 """How long a writer waits for another before it gives up."""
 
-NewTrialHook: TypeAlias = Callable[[Session, models.TrialModel], None]
+
+# Optuna's tables: written in bulk here, where its own methods take several statements for every single value
+_STUDIES = cast("sa.Table", models.StudyModel.__table__)
+_TRIALS = cast("sa.Table", models.TrialModel.__table__)
+_PARAMS = cast("sa.Table", models.TrialParamModel.__table__)
+_VALUES = cast("sa.Table", models.TrialValueModel.__table__)
+_REPORTS = cast("sa.Table", models.TrialIntermediateValueModel.__table__)
+USER_ATTRS = cast("sa.Table", models.TrialUserAttributeModel.__table__)
+SYSTEM_ATTRS = cast("sa.Table", models.TrialSystemAttributeModel.__table__)
 
 
 class SqliteConnection(sqlite3.Connection):
@@ -44,7 +54,9 @@ class SqliteConnection(sqlite3.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.execute("PRAGMA journal_mode = WAL")  # readers, such as the dashboard, do not block writers
-        self.execute("PRAGMA synchronous = NORMAL")  # safe in WAL: a crash of the machine loses no consistency
+        self.execute(
+            "PRAGMA synchronous = NORMAL"
+        )  # safe in WAL: a crash of the machine loses no consistency
         self.execute("PRAGMA foreign_keys = ON")
 
 
@@ -63,7 +75,6 @@ class Database(RDBStorage):
         self._prepare()
 
     def _prepare(self) -> None:
-        self._new_trial_hook: NewTrialHook | None = None
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _leave_transactions_to_us)
             sa.event.listen(self.engine, "begin", _begin_immediate)
@@ -75,27 +86,76 @@ class Database(RDBStorage):
         with _create_scoped_session(self.scoped_session) as session:
             yield session
 
-    def create_trial(self, study_id: int, template: FrozenTrial, hook: NewTrialHook) -> FrozenTrial:
-        """Create a trial with all that `template` holds, and what `hook` adds, in one transaction.
+    def create_trial(self, session: Session, study_id: int, number: int, template: FrozenTrial) -> int | None:
+        """Create trial `number` with the state, parameters and system attributes of `template`.
 
-        `hook` is called with the session and the new row, whose `number` is final, and may raise to undo it all.
+        Returns its id, or None if the next number is another one by now: numbers are given one after the other.
         """
-        with self.transaction() as session:
-            # the study's row is the lock under which numbers are given (SQLite holds the whole database already)
-            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-            row = self._get_prepared_new_trial(study_id, template, session)
-            session.flush()
-            hook(session, row)
-            return self._build_frozen_trial_from_trial_model(row)
+        # the study's row is the lock under which numbers are given (SQLite holds the whole database already)
+        session.execute(
+            sa.select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == study_id).with_for_update()
+        )
+        count = sa.select(sa.func.count()).select_from(_TRIALS).where(_TRIALS.c.study_id == study_id)
+        if session.scalar(count) != number:
+            return None
+        insert = sa.insert(_TRIALS).values(
+            study_id=study_id, number=number, state=template.state, datetime_start=datetime.now()
+        )
+        trial_id = cast("int", session.execute(insert.returning(_TRIALS.c.trial_id)).scalar_one())
+        self.set_params(session, trial_id, template.params, template.distributions)
+        self.set_attrs(session, SYSTEM_ATTRS, trial_id, template.system_attrs)
+        return trial_id
+
+    def claim_trial(self, session: Session, trial_id: int) -> bool:
+        """Set a waiting trial running; False if it was not waiting any more."""
+        changed = session.execute(
+            sa.update(_TRIALS)
+            .where(_TRIALS.c.trial_id == trial_id, _TRIALS.c.state == TrialState.WAITING)
+            .values(state=TrialState.RUNNING, datetime_start=datetime.now())
+        )
+        assert isinstance(changed, sa.CursorResult)
+        return changed.rowcount == 1
+
+    def set_params(
+        self,
+        session: Session,
+        trial_id: int,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+    ) -> None:
+        """Give a trial that has none its parameters."""
+        rows = [
+            {
+                "trial_id": trial_id,
+                "param_name": name,
+                "param_value": distributions[name].to_internal_repr(value),
+                "distribution_json": distribution_to_json(distributions[name]),
+            }
+            for name, value in params.items()
+        ]
+        if rows:
+            session.execute(sa.insert(_PARAMS), rows)
+
+    def set_attrs(self, session: Session, table: sa.Table, trial_id: int, attrs: Mapping[str, Any]) -> None:
+        """Set `USER_ATTRS` or `SYSTEM_ATTRS` of a trial, replacing those of the same keys."""
+        if not attrs:
+            return
+        session.execute(sa.delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(list(attrs))))
+        rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in attrs.items()]
+        session.execute(sa.insert(table), rows)
 
     def report_value(self, session: Session, trial_id: int, step: int, value: float) -> None:
-        """Set the intermediate value of a step."""
-        self._set_trial_intermediate_value_without_commit(session, trial_id, step, value)
+        """Add the intermediate value of a step that has none."""
+        stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+        session.execute(
+            sa.insert(_REPORTS).values(
+                trial_id=trial_id, step=step, intermediate_value=stored, intermediate_value_type=kind
+            )
+        )
 
     def forget_reports(self, session: Session, trial_id: int) -> None:
         """Delete all intermediate values of a trial that is about to run again from its first epoch."""
-        table = models.TrialIntermediateValueModel
-        session.execute(sa.delete(table).where(table.trial_id == trial_id))
+        session.execute(sa.delete(_REPORTS).where(_REPORTS.c.trial_id == trial_id))
 
     def finish_trial(
         self,
@@ -105,17 +165,25 @@ class Database(RDBStorage):
         values: Sequence[float] | None,
         user_attrs: Mapping[str, Any],
     ) -> None:
-        """End a running trial with its values and attributes."""
-        row = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-        self.check_trial_is_updatable(trial_id, row.state)
-        for key, value in user_attrs.items():
-            self._set_trial_attr_without_commit(
-                session, models.TrialUserAttributeModel, trial_id, key, value
-            )
+        """End a running trial with its values and attributes.
+
+        Raises:
+            UpdateFinishedTrialError: it has ended already, for instance by a hand in the dashboard.
+        """
+        is_this = _TRIALS.c.trial_id == trial_id
+        there = session.execute(sa.select(_TRIALS.c.state).where(is_this).with_for_update()).scalar_one()
+        self.check_trial_is_updatable(trial_id, there)
+        self.set_attrs(session, USER_ATTRS, trial_id, user_attrs)
         for objective, value in enumerate(values or ()):
-            self._set_trial_value_without_commit(session, row, objective, value)
-        row.state = state
-        row.datetime_complete = datetime.now()
+            stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+            session.execute(
+                sa.insert(_VALUES).values(
+                    trial_id=trial_id, objective=objective, value=stored, value_type=kind
+                )
+            )
+        session.execute(
+            sa.update(_TRIALS).where(is_this).values(state=state, datetime_complete=datetime.now())
+        )
 
 
 def open_storage(url: str, *metadata: sa.MetaData) -> Database:
@@ -137,7 +205,8 @@ def open_storage(url: str, *metadata: sa.MetaData) -> Database:
         return Database(parsed.render_as_string(hide_password=False), skip_table_creation=True)
     except ImportError as error:
         raise StorageError(
-            f"cannot open {name}: its driver is not installed ({error}); for PostgreSQL: pip install 'tuner[postgresql]'"
+            f"cannot open {name}: its driver is not installed ({error}); "
+            "for PostgreSQL: pip install 'tuner[postgresql]'"
         ) from None
     except optuna.exceptions.StorageInternalError as error:
         raise StorageError(f"cannot open {name}: {_reason(error.__cause__ or error)}") from error

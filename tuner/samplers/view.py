@@ -149,6 +149,8 @@ class StudyView(optuna.Study):
         cache: translated finished trials by trial id, None for hidden ones. The caller keeps it from ask to ask and
             drops it when the lenses change.
         held: attributes written for `held.trial_id` go there instead of the database.
+        remembering: show the trials as they were last read in this thread, whoever asks; the caller says when to read
+            them again.
     """
 
     def __init__(
@@ -158,6 +160,7 @@ class StudyView(optuna.Study):
         *,
         cache: dict[int, FrozenTrial | None] | None = None,
         held: HeldWrites | None = None,
+        remembering: bool = False,
     ) -> None:
         # not Study.__init__, which would ask the database again for what `study` knows
         self.study_name = study.study_name
@@ -168,6 +171,7 @@ class StudyView(optuna.Study):
         self._thread_local = study._thread_local
         self._viewed = study
         self._lens_of = lens_of
+        self._remembering = remembering
         self._cache = {} if cache is None else cache
         self._storage = _ViewStorage(study._storage, self, held)  # type: ignore[assignment]  # quacks like one
 
@@ -181,7 +185,9 @@ class StudyView(optuna.Study):
         states: Container[TrialState] | None = None,
         use_cache: bool = False,
     ) -> list[FrozenTrial]:
-        trials = self._viewed._get_trials(deepcopy=False, states=states, use_cache=use_cache)
+        trials = self._viewed._get_trials(
+            deepcopy=False, states=states, use_cache=use_cache or self._remembering
+        )
         if self._lens_of is not None:
             trials = [view for trial in trials if (view := self.translate(trial)) is not None]
         return copy.deepcopy(trials) if deepcopy else trials

@@ -1,0 +1,193 @@
+"""Drive one trial: ask, train, report after each epoch, stop where told to, tell.
+
+What an objective raises is recorded on its trial (`failure`, `traceback` in its attributes) and reported in the
+outcome; it never ends the study by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import optuna
+from optuna.trial import TrialState
+
+from objectives.epoch import Diverged, Epoch, Epochs, Objective, Seed
+from tuner.ask_tell import Answer, AskTell, Lease
+from tuner.errors import LeaseLostError, TunerError
+
+__all__ = ["Function", "Outcome", "run_trial"]
+
+Function: TypeAlias = Callable[[optuna.Trial], float]
+"""A plain Optuna objective: suggests, trains, reports if it likes, returns the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a trial ended. `state` is None for one that was given back unfinished, or lost to another worker."""
+
+    study: str
+    number: int
+    state: TrialState | None
+    value: float | None = None
+    epochs: int = 0
+    failure: str | None = None
+    is_error: bool = False
+    """Whether it failed by an exception, rather than by numbers that diverged."""
+
+
+def run_trial(
+    ask_tell: AskTell, objective: Objective | Function, stopping: Callable[[], bool] = lambda: False
+) -> Outcome | None:
+    """Run the next trial of a study. None if its budget allows no more.
+
+    Args:
+        ask_tell: the study.
+        objective: what to train.
+        stopping: asked after each epoch; once true, the trial is given back for a later run to take up.
+    """
+    lease = ask_tell.ask()
+    if lease is None:
+        return None
+    try:
+        with _heartbeat(ask_tell, lease):
+            if isinstance(objective, Objective):
+                return _run_epochs(ask_tell, lease, objective, stopping)
+            return _run_function(ask_tell, lease, objective)
+    except LeaseLostError:
+        return _outcome(ask_tell, lease, None)
+    except BaseException:
+        with contextlib.suppress(TunerError):
+            ask_tell.release(lease)  # Ctrl-C, or a failing database: not the trial's fault
+        raise
+
+
+def _run_epochs(
+    ask_tell: AskTell, lease: Lease, objective: Objective, stopping: Callable[[], bool]
+) -> Outcome:
+    definition = ask_tell.definition
+    last: Epoch | None = None
+    started = clock = time.perf_counter()
+    try:
+        params = {**definition.fixed, **lease.params}
+        epochs: Epochs = objective.evaluate(params, seed=Seed(definition.seed, lease.number))
+        with contextlib.closing(epochs):
+            for epoch in epochs:
+                last = epoch
+                if math.isnan(epoch.value):
+                    raise Diverged(epoch.number, "the value is not a number")
+                now = time.perf_counter()
+                answer = ask_tell.report(lease, epoch.number, epoch.value, seconds=now - clock)
+                clock = now
+                if answer is not Answer.CONTINUE:
+                    stopped = "pruner" if answer is Answer.PRUNE else "budget"
+                    attrs = _attrs(lease, last, started, stopped=stopped)
+                    return _tell(ask_tell, lease, TrialState.PRUNED, lease.last_value, attrs)
+                if stopping():
+                    ask_tell.release(lease)
+                    return _outcome(ask_tell, lease, None)
+    except (LeaseLostError, TunerError, optuna.exceptions.StorageInternalError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a training raises is recorded
+        return _fail(ask_tell, lease, error, _attrs(lease, last, started))
+    if last is None:
+        nothing = ValueError(f"objective {objective.name!r} yielded no epoch")
+        return _fail(ask_tell, lease, nothing, _attrs(lease, last, started))
+    return _tell(ask_tell, lease, TrialState.COMPLETE, last.value, _attrs(lease, last, started))
+
+
+class _LeasedTrial(optuna.Trial):
+    """Optuna's trial, whose reports go through the ledger: counted in the budget, refused once the lease is lost."""
+
+    def __init__(self, ask_tell: AskTell, lease: Lease) -> None:
+        ask_tell.study.get_trials(
+            deepcopy=False
+        )  # Optuna's cache must have met a trial before it is written to
+        super().__init__(ask_tell.study, lease.trial_id)
+        self._ask_tell, self._lease = ask_tell, lease
+        self._answer, self._clock = Answer.CONTINUE, time.perf_counter()
+
+    def report(self, value: float, step: int) -> None:
+        if step in self._lease.values:
+            return  # as Optuna: the first report of a step counts
+        now = time.perf_counter()
+        self._answer = self._ask_tell.report(self._lease, step, float(value), seconds=now - self._clock)
+        self._clock = now
+
+    def should_prune(self) -> bool:
+        return self._answer is not Answer.CONTINUE
+
+
+def _run_function(ask_tell: AskTell, lease: Lease, function: Function) -> Outcome:
+    started = time.perf_counter()
+    trial = _LeasedTrial(ask_tell, lease)
+    try:
+        value = float(function(trial))
+        if math.isnan(value):
+            raise Diverged(max(1, len(lease.values)), "the value is not a number")
+    except optuna.TrialPruned:
+        return _tell(ask_tell, lease, TrialState.PRUNED, lease.last_value, _attrs(lease, None, started))
+    except (LeaseLostError, TunerError, optuna.exceptions.StorageInternalError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a training raises is recorded
+        return _fail(ask_tell, lease, error, _attrs(lease, None, started))
+    return _tell(ask_tell, lease, TrialState.COMPLETE, value, _attrs(lease, None, started))
+
+
+def _tell(
+    ask_tell: AskTell, lease: Lease, state: TrialState, value: float | None, attrs: dict[str, Any]
+) -> Outcome:
+    ask_tell.tell(lease, state, value, attrs)
+    return _outcome(ask_tell, lease, state, value=value)
+
+
+def _fail(ask_tell: AskTell, lease: Lease, error: Exception, attrs: dict[str, Any]) -> Outcome:
+    failure = str(error) if isinstance(error, Diverged) else f"{type(error).__name__}: {error}"
+    attrs |= {"failure": failure}
+    if not isinstance(error, Diverged):
+        attrs |= {"traceback": "".join(traceback.format_exception(error))}
+    ask_tell.tell(lease, TrialState.FAIL, None, attrs)
+    return _outcome(
+        ask_tell, lease, TrialState.FAIL, failure=failure, is_error=not isinstance(error, Diverged)
+    )
+
+
+def _outcome(ask_tell: AskTell, lease: Lease, state: TrialState | None, **told: Any) -> Outcome:
+    return Outcome(ask_tell.definition.name, lease.number, state, epochs=len(lease.values), **told)
+
+
+def _attrs(lease: Lease, last: Epoch | None, started: float, **more: Any) -> dict[str, Any]:
+    """What is kept on the trial besides its value: the last epoch's metrics, and what it cost."""
+    metrics = {} if last is None else {k: float(v) for k, v in last.metrics.items() if math.isfinite(v)}
+    spent = {"epochs": len(lease.values), "training_seconds": round(time.perf_counter() - started, 3)}
+    attempts = {"attempts": lease.attempt} if lease.attempt > 1 else {}
+    return {**metrics, **spent, **attempts, **more}
+
+
+@contextlib.contextmanager
+def _heartbeat(ask_tell: AskTell, lease: Lease) -> Iterator[None]:
+    """Renew the lease three times in its life, from a thread, for as long as the training takes."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(ask_tell.ledger.lease_seconds / 3):
+            try:
+                ask_tell.heartbeat(lease)
+            except LeaseLostError:
+                return  # the next report or tell says so
+            except optuna.exceptions.StorageInternalError:
+                continue  # the database may be back before the lease runs out
+
+    thread = threading.Thread(target=beat, name=f"heartbeat of trial {lease.number}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -95,7 +95,7 @@ class Step:
         self.slots = max(1, min(batches, CACHED_BYTES // (batch * row_bytes)))
         self.rows = self._empty(self.slots * batch, inputs)
         self.label_rows = self._empty(self.slots * batch, classes)
-        self.labels = self._empty(classes, self.slots * batch)
+        self.labels = self._empty(self.slots, classes, batch)
         self.square_norms = np.zeros((self.slots, *self.lead), self.dtype)
         self._buffers: dict[tuple[Any, ...], Array] = {}
         self._allocate(architecture)
@@ -111,8 +111,10 @@ class Step:
         else:
             X.take(order, 0, rows, "clip")
             onehot.take(order, 0, labels, "clip")
+        filled = stop // self.batch
+        by_slot = labels.reshape(*self.lead, filled, self.batch, -1).swapaxes(-1, -2)
         # one-hot labels over the batch size: what the mean cross-entropy's gradient subtracts
-        np.multiply(labels.swapaxes(-1, -2), self.per_sample, self.labels[..., :stop])
+        np.multiply(by_slot, self.per_sample, self.labels[..., :filled, :, :])
 
     def _empty(self, *shape: int) -> Array:
         return np.empty((*self.lead, *shape), self.dtype)
@@ -167,7 +169,7 @@ class Step:
     def _line(self, slot: int) -> list[Call]:
         """All calls of one step, in order."""
         part = slice(slot * self.batch, (slot + 1) * self.batch)
-        X, Y = self.rows[..., part, :], self.labels[..., part]
+        X, Y = self.rows[..., part, :], self.labels[..., slot, :, :]
         writer = _Writer(self, X)
         last = self.network.architecture.depth
         for layer in range(1, last):

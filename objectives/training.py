@@ -1,0 +1,343 @@
+"""A training objective: data and the network of `objectives.network`, as a generator of epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from objectives.datasets import NORMALIZATIONS, Data, Load, Normalizer, Splits, folds, random_stream, split
+from objectives.epoch import Adjustment, Diverged, Epoch, Epochs, Hyperparameter, Seed, complete_params
+from objectives.network.architecture import ACTIVATIONS, INITIALIZATIONS, Architecture
+from objectives.network.checkpoint import CheckpointError, dump, load
+from objectives.network.network import Network
+from objectives.network.optimizers import OPTIMIZERS
+from objectives.network.schedules import SCHEDULES, Schedule
+from objectives.network.trainer import EarlyStopping, NotFinite, Settings, Trainer
+
+__all__ = ["HYPERPARAMETERS", "TrainingObjective"]
+
+EVALUATIONS = ("holdout", "cross-validation")
+
+HYPERPARAMETERS = (
+    Hyperparameter("learning_rate", 0.01, 1, "α, the step size", low=1e-8, high=100.0, adjustable=True),
+    Hyperparameter(
+        "momentum",
+        0.9,
+        2,
+        "β of momentum, β₁ of Adam; tune it on a reverse-log scale",
+        low=0.0,
+        high=0.999999,
+        adjustable=True,
+    ),
+    Hyperparameter("hidden_units", 64, 2, "units in each hidden layer", low=1, high=8192),
+    Hyperparameter("batch_size", 64, 2, "samples in a step", low=1, high=1_000_000, adjustable=True),
+    Hyperparameter("layers", 1, 3, "hidden layers; 0 is softmax regression", low=0, high=20),
+    Hyperparameter("l2", 0.0, 3, "L2 penalty: l2/2 · Σ W²", low=0.0, high=1e3, adjustable=True),
+    Hyperparameter("l1", 0.0, 3, "L1 penalty: l1 · Σ |W|", low=0.0, high=1e3, adjustable=True),
+    Hyperparameter(
+        "dropout", 0.0, 3, "probability of dropping a hidden activation", low=0.0, high=0.95, adjustable=True
+    ),
+    Hyperparameter("schedule", "constant", 3, "how the learning rate falls", choices=SCHEDULES),
+    Hyperparameter(
+        "learning_rate_decay",
+        0.1,
+        3,
+        "how much it falls; see objectives.network.schedules",
+        low=0.0,
+        high=10.0,
+    ),
+    Hyperparameter(
+        "decay_every", 10, None, "epochs between steps, or patience of `plateau`", low=1, high=100_000
+    ),
+    Hyperparameter("warmup", 0, None, "epochs of linear warm-up", low=0, high=100_000),
+    Hyperparameter("beta_2", 0.999, None, "β₂ of Adam, β of RMSprop", low=0.0, high=0.9999999),
+    Hyperparameter("epsilon", 1e-8, None, "ε of Adam and RMSprop", low=1e-16, high=1.0),
+    Hyperparameter("bn_momentum", 0.9, None, "decay of batch norm's moving averages", low=0.0, high=0.999999),
+    Hyperparameter("bn_epsilon", 1e-5, None, "ε of batch norm", low=1e-12, high=1.0),
+    Hyperparameter(
+        "batch_norm", True, None, "normalise pre-activations over the batch", choices=(False, True)
+    ),
+    Hyperparameter("activation", "relu", None, "g of the hidden layers", choices=ACTIVATIONS),
+    Hyperparameter("optimizer", "adam", None, "how steps are made", choices=tuple(OPTIMIZERS)),
+    Hyperparameter("initialization", "he", None, "variance of the first weights", choices=INITIALIZATIONS),
+    Hyperparameter(
+        "input_normalization", "standard", None, "fitted on the train split only", choices=NORMALIZATIONS
+    ),
+    Hyperparameter("epochs", 20, None, "passes over the train split", low=1, high=1_000_000),
+    Hyperparameter(
+        "patience",
+        0,
+        None,
+        "epochs without improvement before stopping at the best; 0: never",
+        low=0,
+        high=1_000_000,
+    ),
+    Hyperparameter("evaluation", "holdout", None, "one dev split, or k folds", choices=EVALUATIONS),
+    Hyperparameter("folds", 5, None, "folds of cross-validation", low=2, high=100),
+)
+"""What every training objective accepts."""
+
+INTEGERS = frozenset(
+    {"hidden_units", "batch_size", "layers", "decay_every", "warmup", "epochs", "patience", "folds"}
+)
+
+
+@dataclass(frozen=True)
+class TrainingObjective:
+    """Trains the network on one set of data; the value is the cross-entropy on the dev split (nats;
+    minimise).
+
+    The dev cross-entropy is tuned rather than the error since it varies much less between seeds. The train,
+    dev and test splits follow from `seed.study` alone; weights, order of samples and dropout from both
+    parts of the seed. No tuned value or metric depends on the test split: `test_metrics` looks at it, once,
+    when tuning is over.
+
+    Metrics of each epoch: `train_loss`, `dev_loss` (cross-entropy without penalties, at test time),
+    `train_error`, `dev_error` (share of wrong predictions), `learning_rate`, `gradient_norm`, `seconds`.
+
+    With `patience` the last epoch's value and losses are those of the best network, which is restored.
+    With `evaluation="cross-validation"` step k = 1..folds yields the value of fold k, trained for all its
+    epochs, and one last step yields their mean, the score; the folds part train and dev split together,
+    never the test split.
+    """
+
+    name: str
+    description: str
+    load: Load
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    direction: str = "minimize"
+
+    @property
+    def hyperparameters(self) -> tuple[Hyperparameter, ...]:
+        """`HYPERPARAMETERS` with this objective's defaults."""
+        return tuple(
+            dataclasses.replace(h, default=self.defaults.get(h.name, h.default)) for h in HYPERPARAMETERS
+        )
+
+    def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+        """See `objectives.epoch.Objective`.
+
+        A checkpoint of the last epoch resumes by yielding that epoch again.
+
+        Raises:
+            ValueError: from the first `next`, for parameters; from `send`, for adjustments of anything but
+                learning_rate, momentum, l1, l2, dropout and batch_size.
+            Diverged: gradients, parameters or losses are NaN or infinite.
+        """
+        full = self._complete(params)
+        if full["evaluation"] == "holdout":
+            splits = self.splits(seed)
+            yield from Training(splits.train, splits.dev, full, seed).epochs(resume)
+        else:
+            yield from self._cross_validate(full, seed, resume)
+
+    def splits(self, seed: Seed) -> Splits:
+        """The train, dev and test split of a study."""
+        return _cached_split(self.load, seed.study)
+
+    def test_metrics(
+        self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None
+    ) -> dict[str, float]:
+        """`test_loss` and `test_error` of a network trained with `params` as in `evaluate`.
+
+        For the incumbent, once, when tuning is over: train it anew under seeds whose `trial` no trial used
+        (same `study`, hence the same splits). Given the checkpoint of a finished training, it trains no
+        further.
+        """
+        full = {**self._complete(params), "evaluation": "holdout"}
+        splits = self.splits(seed)
+        training = Training(splits.train, splits.dev, full, seed)
+        for _ in training.epochs(resume):
+            pass
+        loss, error = training.score(splits.test)
+        return {"test_loss": loss, "test_error": error}
+
+    def _complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        full = complete_params(self.hyperparameters, params)
+        check_integers(full)
+        return full
+
+    def _cross_validate(self, full: dict[str, Any], seed: Seed, resume: bytes | None) -> Epochs:
+        splits = self.splits(seed)
+        together = Data(*(np.concatenate(pair) for pair in zip(splits.train, splits.dev, strict=True)))
+        done = [] if resume is None else [dict(metrics) for metrics in _load(resume, "folds")]
+        for number, (train, dev) in enumerate(folds(together, full["folds"], seed.study), start=1):
+            if number > len(done):
+                *_, last = Training(train, dev, full, Seed(seed.study, seed.trial), fold=number).epochs(None)
+                done.append(dict(last.metrics))
+                _refuse((yield _fold_epoch(number, done[-1], done)))
+        mean = {name: float(np.mean([metrics[name] for metrics in done])) for name in done[0]}
+        mean["dev_loss_std"] = float(np.std([metrics["dev_loss"] for metrics in done], ddof=1))
+        yield _fold_epoch(len(done) + 1, mean, done)
+
+
+class Training:
+    """One network being trained: what `evaluate` yields, epoch by epoch."""
+
+    def __init__(self, train: Data, dev: Data, full: Mapping[str, Any], seed: Seed, fold: int = 0) -> None:
+        self.full = full
+        self.normalizer = Normalizer.fit(full["input_normalization"], train.X)
+        self.train, self.dev = self._prepared(train), self._prepared(dev)
+        initial, order = random_stream(seed, fold, 0), random_stream(seed, fold, 1)
+        sizes = (train.X.shape[1], *([full["hidden_units"]] * full["layers"]), train.classes)
+        architecture = Architecture(
+            sizes, full["activation"], batch_norm=full["batch_norm"], bn_epsilon=full["bn_epsilon"]
+        )
+        self.network = Network.random(architecture, initial, initialization=full["initialization"])
+        self.trainer = Trainer(self.network, self.train.X, self.train.y, _settings(full), [order])
+        self.stopping = EarlyStopping(full["patience"]) if full["patience"] else None
+        self.last: dict[str, Any] | None = None
+
+    def epochs(self, resume: bytes | None) -> Epochs:
+        """Train to the end, taking adjustments."""
+        if resume is not None:
+            self._restore(resume)
+            if self._finished and self.last is not None:
+                yield self._epoch(self.last)
+        while not self._finished:
+            with one_blas_thread():
+                self.last = self._train_epoch()
+            adjustment = yield self._epoch(self.last)
+            if adjustment:
+                self._adjust(adjustment)
+
+    def score(self, data: Data) -> tuple[float, float]:
+        """Cross-entropy and error on other data, normalised as the train split was."""
+        prepared = self._prepared(data)
+        loss, error = self.network.loss_and_error(prepared.X, prepared.y)
+        return float(loss), float(error)
+
+    @property
+    def _finished(self) -> bool:
+        stopped = self.last is not None and bool(self.last["stopped"])
+        return stopped or self.trainer.epochs >= self.full["epochs"]
+
+    def _prepared(self, data: Data) -> Data:
+        X, y = self.normalizer(data)
+        return Data(np.ascontiguousarray(X, np.float32), y)
+
+    def _train_epoch(self) -> dict[str, Any]:
+        number = self.trainer.epochs + 1
+        try:
+            report = self.trainer.epoch()
+        except NotFinite as error:
+            raise Diverged(number, str(error)) from None
+        metrics = self._losses()
+        if not np.isfinite(metrics["dev_loss"] + metrics["train_loss"]):
+            raise Diverged(number, f"train loss {metrics['train_loss']}, dev loss {metrics['dev_loss']}")
+        self.trainer.observe(metrics["dev_loss"])
+        stopped = self._stop(number, metrics["dev_loss"])
+        if stopped:
+            metrics = self._losses()
+        metrics |= {
+            "learning_rate": float(report.learning_rate),
+            "gradient_norm": report.gradient_norm,
+            "seconds": report.seconds,
+        }
+        return {"number": number, "metrics": metrics, "stopped": stopped}
+
+    def _losses(self) -> dict[str, float]:
+        with np.errstate(all="ignore"):
+            train_loss, train_error = self.network.loss_and_error(self.train.X, self.train.y)
+            dev_loss, dev_error = self.network.loss_and_error(self.dev.X, self.dev.y)
+        return {
+            "train_loss": float(train_loss),
+            "dev_loss": float(dev_loss),
+            "train_error": float(train_error),
+            "dev_error": float(dev_error),
+        }
+
+    def _stop(self, number: int, loss: float) -> bool:
+        """Whether this was the last epoch under early stopping; if so, the best network is back."""
+        if self.stopping is None:
+            return False
+        stop = self.stopping.update(number, loss, self.network) or number >= self.full["epochs"]
+        if stop:
+            self.stopping.restore_best(self.network)
+        return stop
+
+    def _adjust(self, adjustment: Adjustment) -> None:
+        accepted = {h.name: h for h in HYPERPARAMETERS if h.adjustable}
+        refused = sorted(set(adjustment) - set(accepted))
+        if refused:
+            raise ValueError(
+                f"cannot be adjusted while training: {', '.join(refused)}; can: {', '.join(sorted(accepted))}"
+            )
+        for name, value in adjustment.items():
+            accepted[name].check(value)
+        check_integers(adjustment)
+        self.trainer.adjust(**adjustment)
+
+    def _epoch(self, last: Mapping[str, Any]) -> Epoch:
+        return Epoch(last["number"], last["metrics"]["dev_loss"], dict(last["metrics"]), self._checkpoint)
+
+    def _checkpoint(self) -> bytes:
+        stopping = None if self.stopping is None else dataclasses.asdict(self.stopping)
+        training = {"trainer": self.trainer.snapshot(), "stopping": stopping, "last": self.last}
+        return dump({"training": training})
+
+    def _restore(self, resume: bytes) -> None:
+        state = _load(resume, "training")
+        try:
+            self.trainer.restore(state["trainer"])
+        except ValueError as error:
+            raise CheckpointError(f"the checkpoint is of another network: {error}") from error
+        self.stopping = None if state["stopping"] is None else EarlyStopping(**state["stopping"])
+        self.last = state["last"]
+
+
+def check_integers(values: Mapping[str, Any]) -> None:
+    """ValueError for a count that is not a whole number."""
+    for name in INTEGERS & set(values):
+        if not isinstance(values[name], (int, np.integer)):
+            raise ValueError(f"{name} must be a whole number; got {values[name]!r}")
+
+
+def _settings(full: Mapping[str, Any]) -> Settings:
+    names = {f.name for f in dataclasses.fields(Settings)} - {"schedule"}
+    schedule = Schedule(
+        full["schedule"], full["learning_rate_decay"], full["decay_every"], full["epochs"], full["warmup"]
+    )
+    return Settings(**{name: full[name] for name in names}, schedule=schedule)
+
+
+def _fold_epoch(number: int, metrics: Mapping[str, float], done: list[dict[str, float]]) -> Epoch:
+    return Epoch(number, metrics["dev_loss"], dict(metrics), lambda: dump({"folds": done}))
+
+
+def _refuse(adjustment: Adjustment | None) -> None:
+    if adjustment:
+        raise ValueError(
+            f"cross-validation cannot be adjusted between folds; got {', '.join(sorted(adjustment))}"
+        )
+
+
+def _load(resume: bytes, kind: str) -> Any:
+    state = load(resume)
+    if kind not in state:
+        raise CheckpointError(f"the checkpoint holds {', '.join(sorted(state))}, not {kind}")
+    return state[kind]
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """One BLAS thread: at these sizes a second makes it slower, and results depend on the number of cores."""
+    with _controller().limit(limits=1, user_api="blas"):
+        yield
+
+
+@cache
+def _cached_split(load_data: Load, study: int) -> Splits:
+    return split(load_data(), study)

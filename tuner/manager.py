@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import optuna
 from optuna.storages import BaseStorage
@@ -71,6 +71,16 @@ class StudyManager:
         self.url = storage
         self._database: Database = open_storage(storage, metadata)
         self._ledger = Ledger(self._database)
+
+    def close(self) -> None:
+        """Close the database; the manager opens it again when it is used again."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def create(self, definition: StudyDefinition) -> optuna.Study:
         """Create the study that `definition` describes, or open it if it is there already.

@@ -26,9 +26,22 @@ class Spread:
 
 
 def spread(values: Floats) -> Spread:
-    """Median, lower and upper quartile of `values` (any shape), infinite ones included as the worst."""
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75], method="median_unbiased")
-    return Spread(float(median), float(low), float(high))
+    """Median, lower and upper quartile of `values`, shape (n,), infinite ones included.
+
+    The median-unbiased estimate (Hyndman and Fan 1996, number 8), as `numpy.quantile(method="median_unbiased")`, which
+    cannot cope with infinities.
+    """
+    ordered = np.sort(values)
+    return Spread(_quantile(ordered, 0.5), _quantile(ordered, 0.25), _quantile(ordered, 0.75))
+
+
+def _quantile(ordered: Floats, share: float) -> float:
+    n = len(ordered)
+    place = min(max(share * (n + 1 / 3) - 2 / 3, 0), n - 1)
+    below = int(place)
+    low, high = float(ordered[below]), float(ordered[min(below + 1, n - 1)])
+    between = place - below
+    return low if between < 1e-12 or low == high else low + between * (high - low)
 
 
 def mean_ranks(values: Floats) -> Floats:

@@ -80,6 +80,11 @@ class Database(RDBStorage):
             sa.event.listen(self.engine, "begin", _begin_immediate)
             self.engine.dispose()  # connections made before know nothing of this
 
+    def close(self) -> None:
+        """Close all connections. Those of other threads close when their threads end."""
+        self.scoped_session.remove()
+        self.engine.dispose()
+
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """A session whose changes are committed together at the end, or not at all."""

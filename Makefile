@@ -1,0 +1,39 @@
+# make demo | make test | make check | make bench | make serve-dashboard
+# Everything a target needs is set up by itself, in .venv; only Python >= 3.11 and make must be there.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check bench dashboard clean
+
+demo: $(VENV)/installed  ## compare four samplers on real digits: tuner.db, report/index.html
+	$(BIN)/tuner compare digits
+
+test: $(VENV)/installed-test check  ## set up, check and test everything
+
+check: $(VENV)/installed-test  ## ruff, format, types, layers, tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n $(or $(JOBS),2) --dist worksteal
+
+dashboard: $(VENV)/installed
+	$(BIN)/tuner dashboard
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; set PYTHON=... to name one"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "The venv module is missing (Debian: apt install python3-venv)"; exit 1; }
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/installed

@@ -1,0 +1,141 @@
+"""A comparison's result: read from the studies, ranked, judged."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from tuner import ComparisonDefinition, ComparisonResult
+from tuner.comparison import Run, read_comparison
+from tuner.errors import NotFoundError
+
+
+def definition(seeds: int = 10, direction: str = "minimize", arms: int = 3) -> ComparisonDefinition:
+    document = {"name": "c", "direction": direction, "budget": {"trials": 4}}
+    names = [{"name": name} for name in "abcdef"[:arms]]
+    return ComparisonDefinition.parse({**document, "comparison": {"seeds": seeds, "arms": names}})
+
+
+def run(arm: str, seed: int, best: list[float], epochs: list[float] | None = None) -> Run:
+    spent = np.array(epochs or np.arange(1.0, len(best) + 1) * 3)
+    return Run(arm, seed, f"c.{arm}.seed-{seed}", np.array(best), spent, len(best), 0, 0, 1.5, {"x": 1}, 0)
+
+
+def result(finals: dict[str, list[float]], **more: Any) -> ComparisonResult:
+    seeds = len(next(iter(finals.values())))
+    runs = tuple(
+        run(arm, seed, [9.0, value]) for arm, values in finals.items() for seed, value in enumerate(values)
+    )
+    return ComparisonResult(definition(seeds, arms=len(finals), **more), runs)
+
+
+def test_a_clear_winner() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=10) / 100
+    found = result({"a": list(2 + noise), "b": list(1 + noise), "c": list(3 + noise)})
+    assert found.ranking == ["b", "a", "c"]
+    assert found.winner == "b"
+    assert found.verdict.startswith("b is best over 10 seeds")
+    rows = found.table()
+    assert [row.mean_rank for row in rows] == [1.0, 2.0, 3.0]
+    assert rows[0].p is None
+    assert rows[1].p == rows[2].p == pytest.approx(3 * 2 / 2**10)
+    assert rows[0].final.median == pytest.approx(1, abs=0.01)
+    assert (rows[0].trials, rows[0].epochs, rows[0].seconds) == (20, 60, 15.0)
+    assert json.loads(json.dumps(found.to_dict()))["winner"] == "b"
+
+
+def test_for_a_maximum_the_highest_is_first() -> None:
+    found = result({"a": [1.0, 1.1], "b": [2.0, 2.1], "c": [3.0, 3.1]}, direction="maximize")
+    assert found.ranking == ["c", "b", "a"]
+    assert found.table()[0].best == 3.1
+
+
+def test_nothing_is_claimed_that_is_not_significant() -> None:
+    rng = np.random.default_rng(1)
+    same = result({name: list(rng.normal(size=10)) for name in "abc"})
+    assert same.winner is None
+    assert "no difference is significant" in same.verdict
+    assert "too few" not in same.verdict
+    few = result({"a": [1.0, 1.1, 1.2], "b": [2.0, 2.1, 2.2], "c": [3.0, 3.1, 3.2]})
+    assert few.winner is None
+    assert "3 seeds are too few" in few.verdict
+    one = result({"a": [1.0], "b": [2.0], "c": [3.0]})
+    assert one.winner is None
+    assert all(row.p is None for row in one.table())
+
+
+def test_what_is_beaten_is_named_when_not_all_are() -> None:
+    rng = np.random.default_rng(2)
+    a, noise = rng.normal(size=12), rng.normal(size=12) / 10
+    found = result({"a": list(a), "b": list(a + 0.02 + noise), "c": list(a + 5 + noise)})
+    assert found.winner is None
+    assert f"beats {found.ranking[2]}" in found.verdict
+
+
+def test_only_seeds_that_every_arm_has_begun_count() -> None:
+    runs = [run(arm, seed, [2.0, 1.0]) for arm in "abc" for seed in (0, 1)]
+    empty = Run("c", 2, "c.c.seed-2", np.array([]), np.array([]), 0, 0, 0, 0.0, {}, None)
+    found = ComparisonResult(definition(3), (*runs, run("a", 2, [0.0]), run("b", 2, [0.0]), empty))
+    assert found.seeds == [0, 1]
+    assert found.table()[0].trials == 4
+
+
+def test_nothing_yet() -> None:
+    found = ComparisonResult(definition(1), (run("a", 0, [1.0]),))
+    assert (found.table(), found.winner, found.ranking) == ([], None, [])
+    assert "Nothing to compare yet" in found.verdict
+
+
+def test_curves_are_step_functions_of_what_was_spent() -> None:
+    runs = (run("a", 0, [5.0, 3.0, 1.0], [2.0, 4.0, 10.0]), run("a", 1, [6.0, 6.0, 2.0], [1.0, 5.0, 9.0]))
+    others = tuple(run(arm, seed, [1.0]) for arm in "bc" for seed in (0, 1))
+    found = ComparisonResult(definition(2), runs + others)
+    by_trials = found.curve("a")
+    assert by_trials.spent.tolist() == [1, 2, 3]
+    assert by_trials.median.tolist() == [5.5, 4.5, 1.5]
+    by_epochs = found.curve("a", "epochs")
+    assert (by_epochs.spent[0], by_epochs.spent[-1]) == (2, 9)
+    at = dict(zip(by_epochs.spent, by_epochs.median, strict=True))
+    assert (at[2], at[3], at[4], at[8], at[9]) == (5.5, 5.5, 4.5, 4.5, 2.5)
+
+
+def test_read_from_studies_with_pruned_and_failed_trials() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    trials = [
+        (TrialState.FAIL, None, 1),
+        (TrialState.COMPLETE, 3.0, 4),
+        (TrialState.PRUNED, 0.1, 2),
+        (TrialState.COMPLETE, 2.0, 4),
+    ]
+    for member in definition(1).members:
+        study = optuna.create_study(study_name=member.definition.name, storage=storage)
+        for state, value, epochs in trials:
+            values = dict.fromkeys(range(1, epochs + 1), 9.0)
+            attrs = {"training_seconds": 0.5}
+            study.add_trial(
+                create_trial(state=state, value=value, intermediate_values=values, user_attrs=attrs)
+            )
+        study.enqueue_trial({})
+    found = read_comparison(definition(1), lambda name: optuna.load_study(study_name=name, storage=storage))
+    first = found.runs[0]
+    assert first.best.tolist() == [np.inf, 3.0, 3.0, 2.0]  # a pruned trial's value is no result
+    assert first.epochs.tolist() == [1, 5, 7, 11]
+    assert (first.completed, first.pruned, first.failed, first.seconds, first.best_number) == (
+        2,
+        1,
+        1,
+        2.0,
+        3,
+    )
+
+    def nothing(name: str) -> optuna.Study:
+        raise NotFoundError(name)
+
+    with pytest.raises(NotFoundError, match="has not been begun"):
+        read_comparison(definition(1), nothing)

@@ -1,0 +1,279 @@
+"""The manager: one face for registered objectives, objectives in Python, and plain Optuna functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+import tuner
+from objectives.epoch import Diverged, Epoch, Epochs, Hyperparameter, Seed
+from tuner import ComparisonDefinition, StudyDefinition, StudyManager, TunerError
+from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, StorageError
+from tuner.trial_run import Outcome
+
+BRANIN = {
+    "name": "b",
+    "objective": "branin",
+    "budget": {"trials": 12},
+    "fixed": {"epochs": 4},
+    "space": {"x0": {"low": -5, "high": 10}, "x1": {"low": 0, "high": 15}},
+    "sampler": {"name": "random"},
+}
+
+
+def study(**more: Any) -> StudyDefinition:
+    return StudyDefinition.parse({**BRANIN, **more})
+
+
+class Curve:
+    """An objective whose trial number decides what happens."""
+
+    name = "curve"
+    description = "for tests"
+    direction = "minimize"
+    hyperparameters = (Hyperparameter("x", 0.0),)
+
+    def __init__(self, what: Mapping[int, Any] | None = None) -> None:
+        self.what = what or {}
+        self.seeds: list[Seed] = []
+        self.closed: list[int] = []
+
+    def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+        self.seeds.append(seed)
+        try:
+            for epoch in range(1, 5):
+                happens = self.what.get(seed.trial)
+                if isinstance(happens, BaseException):
+                    raise happens
+                value = params["x"] + 1 / epoch if happens is None else happens
+                yield Epoch(epoch, value, {"dev_error": epoch / 10, "odd": float("nan")})
+        finally:
+            self.closed.append(seed.trial)
+
+
+def curve_study(**more: Any) -> StudyDefinition:
+    document = {
+        "name": "c",
+        "space": {"x": {"low": 0, "high": 1}},
+        "budget": {"trials": 6},
+        "sampler": {"name": "sobol"},
+    }
+    return StudyDefinition.parse({**document, **more})
+
+
+def test_the_public_names_are_sorted_and_there() -> None:
+    assert tuner.__all__ == sorted(tuner.__all__)
+    for name in tuner.__all__:
+        assert getattr(tuner, name).__doc__
+
+
+def test_run_uses_worker_processes_for_a_registered_objective(sqlite_url: str) -> None:
+    outcomes: list[Outcome] = []
+    with StudyManager(sqlite_url) as manager:
+        finished = manager.run(study(), workers=2, on_outcome=outcomes.append)
+        assert type(finished) is optuna.Study
+        assert [t.number for t in finished.trials] == list(range(12))
+        assert all(t.state == TrialState.COMPLETE for t in finished.trials)
+        assert all(list(t.intermediate_values) == [1, 2, 3, 4] for t in finished.trials)
+        assert finished.best_value == min(outcome.value for outcome in outcomes if outcome.value is not None)
+        assert sorted(outcome.number for outcome in outcomes) == list(range(12))
+        best = finished.best_trial.user_attrs
+        assert (best["epochs"], best["regret"]) == (
+            4,
+            pytest.approx(finished.best_value - 0.397887, abs=1e-5),
+        )
+        outcomes.clear()
+        manager.run(study(), workers=2, on_outcome=outcomes.append)
+        assert outcomes == []  # nothing left to do
+
+
+def test_an_objective_of_epochs_given_in_python(sqlite_url: str) -> None:
+    curve = Curve()
+    with StudyManager(sqlite_url) as manager:
+        finished = manager.run(curve_study(seed=7), curve, workers=1)
+    assert curve.seeds == [Seed(7, number) for number in range(6)]
+    for trial in finished.trials:
+        assert trial.value == pytest.approx(trial.params["x"] + 0.25)
+        assert trial.user_attrs["dev_error"] == 0.4
+        assert "odd" not in trial.user_attrs  # NaN is no JSON
+
+
+def test_what_a_training_raises_is_on_its_trial_and_the_study_goes_on(sqlite_url: str) -> None:
+    curve = Curve(
+        {1: ZeroDivisionError("by nothing"), 2: Diverged(3, "loss is inf"), 3: float("nan"), 4: float("inf")}
+    )
+    outcomes: list[Outcome] = []
+    with StudyManager(sqlite_url) as manager:
+        trials = manager.run(curve_study(), curve, on_outcome=outcomes.append).trials
+    states = [t.state.name for t in trials]
+    assert states == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    assert trials[1].user_attrs["failure"] == "ZeroDivisionError: by nothing"
+    assert "evaluate" in trials[1].user_attrs["traceback"]
+    assert trials[2].user_attrs["failure"] == "diverged in epoch 3: loss is inf"
+    assert trials[3].user_attrs["failure"] == "diverged in epoch 1: the value is not a number"
+    assert trials[4].value == float("inf")
+    assert [outcome.is_error for outcome in outcomes] == [False, True, False, False, False, False]
+
+
+def test_too_many_errors_in_a_row_stop_the_study_with_the_reason(sqlite_url: str) -> None:
+    curve = Curve({number: KeyError("no such file") for number in range(99)})
+    with StudyManager(sqlite_url) as manager:
+        with pytest.raises(TunerError, match=r"c: stopped, as 5 trials in a row failed; .*no such file"):
+            manager.run(curve_study(budget={"trials": 50}), curve)
+        assert len(manager.load("c").trials) == 5
+
+
+def test_a_pruned_training_is_closed_and_keeps_its_last_value(sqlite_url: str) -> None:
+    curve = Curve({5: 100.0})
+    pruner = {"name": "median", "startup_trials": 3, "warmup_epochs": 1}
+    with StudyManager(sqlite_url) as manager:
+        finished = manager.run(curve_study(pruner=pruner), curve)
+    pruned = finished.trials[5]
+    assert (pruned.state, pruned.value, list(pruned.intermediate_values)) == (
+        TrialState.PRUNED,
+        100.0,
+        [1, 2],
+    )
+    assert pruned.user_attrs["stopped"] == "pruner"
+    assert sorted(curve.closed) == list(range(6))
+
+
+def test_a_budget_of_epochs_cuts_the_last_trial(sqlite_url: str) -> None:
+    with StudyManager(sqlite_url) as manager:
+        finished = manager.run(curve_study(budget={"epochs": 10}), Curve())
+    assert [len(t.intermediate_values) for t in finished.trials] == [4, 4, 2]
+    assert finished.trials[2].user_attrs["stopped"] == "budget"
+
+
+def test_a_plain_optuna_objective_with_its_own_suggestions(sqlite_url: str) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", -1, 1)
+        for step in range(5):
+            trial.report(x**2 + 1 / (step + 1), step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return x**2
+
+    definition = StudyDefinition.parse(
+        {"name": "p", "budget": {"trials": 25}, "sampler": {"name": "tpe"}, "pruner": {"name": "median"}}
+    )
+    with StudyManager(sqlite_url) as manager:
+        finished = manager.run(definition, objective)
+        counts = {
+            state: sum(t.state.name == state for t in finished.trials) for state in ("COMPLETE", "PRUNED")
+        }
+        assert counts["COMPLETE"] + counts["PRUNED"] == 25
+        assert counts["PRUNED"] > 0
+        assert finished.best_value < 0.1
+        assert manager.ask_tell("p").spent().epochs == sum(
+            len(t.intermediate_values) for t in finished.trials
+        )
+
+
+def test_a_plain_optuna_objective_gets_the_definitions_space(sqlite_url: str) -> None:
+    with StudyManager(sqlite_url) as manager:
+        finished = manager.run(curve_study(), lambda trial: trial.suggest_float("x", 0, 1), workers=2)
+    assert len({t.params["x"] for t in finished.trials}) == 6
+
+
+def test_compare_gives_the_same_whatever_the_number_of_workers(tmp_path: Any) -> None:
+    arms = [{"name": n, "sampler": {"name": n}} for n in ("random", "tpe", "coarse-to-fine")]
+    document = {**BRANIN, "budget": {"trials": 15}, "pruner": {"name": "median"}}
+    definition = ComparisonDefinition.parse({**document, "comparison": {"seeds": 2, "arms": arms}})
+    found = []
+    for workers in (1, 3):
+        with StudyManager(f"sqlite:///{tmp_path}/{workers}.db") as manager:
+            result = manager.compare(definition, workers=workers)
+            found.append(
+                [(run.study, run.best.tolist(), run.epochs.tolist(), run.best_params) for run in result.runs]
+            )
+            names = [summary.name for summary in manager.studies()]
+    assert found[0] == found[1]
+    assert names == [f"b.{arm}.seed-{seed}" for seed in (0, 1) for arm in ("random", "tpe", "coarse-to-fine")]
+
+
+def test_more_seeds_go_on_from_what_is_there(sqlite_url: str) -> None:
+    arms = [{"name": n, "sampler": {"name": n}} for n in ("random", "sobol")]
+    definition = ComparisonDefinition.parse({**BRANIN, "comparison": {"seeds": 1, "arms": arms}})
+    outcomes: list[Outcome] = []
+    with StudyManager(sqlite_url) as manager:
+        manager.compare(definition, workers=2)
+        result = manager.compare(definition.with_seeds(2), workers=2, on_outcome=outcomes.append)
+    assert {outcome.study for outcome in outcomes} == {"b.random.seed-1", "b.sobol.seed-1"}
+    assert result.seeds == [0, 1]
+
+
+def test_the_same_name_with_another_definition_is_a_conflict(sqlite_url: str) -> None:
+    with StudyManager(sqlite_url) as manager:
+        manager.create(study())
+        manager.create(study())
+        with pytest.raises(ConflictError, match="'b' already, with another seed, budget"):
+            manager.create(study(seed=1, budget={"trials": 99}))
+
+
+def test_studies_lists_and_archive_hides(sqlite_url: str) -> None:
+    with StudyManager(sqlite_url) as manager:
+        manager.run(curve_study(budget={"trials": 2}), Curve({1: ValueError("x")}))
+        optuna.create_study(study_name="stock", storage=sqlite_url)
+        first, second = manager.studies()
+        assert (first.name, first.sampler, first.trials, first.budget, first.finished) == (
+            "c", "sobol", {"COMPLETE": 1, "FAIL": 1}, 2, 2
+        )  # fmt: skip
+        assert (second.name, second.sampler, second.best_value) == ("stock", None, None)
+        manager.archive("c")
+        assert [s.name for s in manager.studies()] == ["stock"]
+        assert [s.name for s in manager.studies(archived=True)] == ["c", "stock"]
+        manager.archive("c", undo=True)
+        assert len(manager.studies()) == 2
+
+
+def test_open_returns_a_plain_study_that_optuna_can_drive(sqlite_url: str) -> None:
+    with StudyManager(sqlite_url) as manager:
+        manager.create(
+            study(
+                space={
+                    "x0": {"low": -5, "high": 10},
+                    "x1": {"low": 0.0, "high": 0.99, "scale": "reverse_log"},
+                }
+            )
+        )
+        opened = manager.open("b")
+        opened.optimize(lambda t: t.suggest_float("x1", 0, 0.99), n_trials=200)
+    above = sum(t.params["x1"] > 0.9 for t in opened.trials)
+    assert (
+        70 <= above <= 130
+    )  # half of log-uniform 1 − β in [0.01, 1] lies below 0.1; uniform β would give 18
+
+
+def test_clear_errors(sqlite_url: str, tmp_path: Any) -> None:
+    with StudyManager(sqlite_url) as manager:
+        with pytest.raises(NotFoundError, match="no study is named 'nix'"):
+            manager.open("nix")
+        with pytest.raises(DefinitionError, match="names no objective"):
+            manager.run(curve_study())
+        with pytest.raises(DefinitionError, match="budget: give trials, epochs or seconds"):
+            manager.run(curve_study(budget={}), Curve())
+        with pytest.raises(DefinitionError, match="workers must be at least 1; got 0"):
+            manager.run(curve_study(), Curve(), workers=0)
+        with pytest.raises(DefinitionError, match="no such hyperparameter"):
+            manager.create(StudyDefinition(name="x", objective="branin", fixed={"y": 1}))
+        assert [s.name for s in manager.studies()] == ["c"]
+    with pytest.raises(StorageError, match=r"the folder .*/none does not exist"):
+        StudyManager(f"sqlite:///{tmp_path}/none/x.db")
+    with pytest.raises(StorageError, match="one process only"):
+        StudyManager("sqlite://")
+    with pytest.raises(StorageError, match="no database URL"):
+        StudyManager("tuner.db")
+    (tmp_path / "text.db").write_text("no database" * 100)
+    with pytest.raises(StorageError, match="not a database"):
+        StudyManager(f"sqlite:///{tmp_path}/text.db")
+
+
+def test_gp_without_torch_says_what_to_install(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with StudyManager(sqlite_url) as manager, pytest.raises(MissingDependencyError, match=r"tuner\[gp\]"):
+        manager.create(study(sampler={"name": "gp"}))

@@ -1,0 +1,360 @@
+"""The command line: reads settings, wires everything, maps errors to exit codes.
+
+Exit codes: 0 fine, 1 failed, 2 bad input, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import optuna
+import optuna_dashboard
+import typer
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from objectives.epoch import Objective
+from tuner.catalogue import find_objective, objective_names
+from tuner.definition import ComparisonDefinition, StudyDefinition, find_definition
+from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
+from tuner.manager import StudyManager, StudySummary
+from tuner.report import terminal_table, write_report
+from tuner.storage import DEFAULT_URL, cached, open_storage
+from tuner.trial_run import Outcome
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Compare samplers honestly on your own training, then run the best one.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+
+class Format(StrEnum):
+    """How a listing is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+StudyArgument = Annotated[
+    str, typer.Argument(help="A TOML file, or the name of one in `studies/`.", metavar="STUDY")
+]
+NameArgument = Annotated[
+    str, typer.Argument(help="A study's name, as `tuner studies` lists it.", metavar="NAME")
+]
+StorageOption = Annotated[
+    str,
+    typer.Option("--storage", envvar="OPTUNA_STORAGE", help="The database: sqlite:///FILE or postgresql://…"),
+]
+WorkersOption = Annotated[
+    int,
+    typer.Option(
+        "--workers", min=1, help="Trials at once, each in a process of its own; by default one a core."
+    ),
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="`json` for other programs.")]
+CORES = os.cpu_count() or 1
+
+
+@app.command(epilog="**Examples**\n\n`tuner run digits`\n\n`tuner run my/study.toml --workers 4`")
+def run(study: StudyArgument, storage: StorageOption = DEFAULT_URL, workers: WorkersOption = CORES) -> None:
+    """Run one study until its budget is used up; again, and it goes on where it stopped."""
+    definition = StudyDefinition.load(find_definition(study))
+    manager = StudyManager(storage)
+    with _progress(manager, [("trials", definition)]) as on_outcome:
+        finished = manager.run(definition, workers=workers, on_outcome=on_outcome)
+    _print_best(finished)
+    _print_where(storage)
+
+
+@app.command(
+    epilog="**Examples**\n\n`tuner compare digits`\n\n`tuner compare digits --seeds 20 --workers 8 --out digits-20`"
+)
+def compare(
+    study: StudyArgument,
+    storage: StorageOption = DEFAULT_URL,
+    workers: WorkersOption = CORES,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Instead of the definition's number.")
+    ] = None,
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the report goes.")] = Path("report"),
+) -> None:
+    """Compare arms over paired seeds, print the ranking and write a report; again, and it goes on."""
+    definition = ComparisonDefinition.load(find_definition(study))
+    if seeds is not None:
+        definition = definition.with_seeds(seeds)
+    manager = StudyManager(storage)
+    members = [(member.arm, member.definition) for member in definition.members]
+    with _progress(manager, members) as on_outcome:
+        result = manager.compare(definition, workers=workers, on_outcome=on_outcome)
+    out.print(terminal_table(result))
+    out.print(result.verdict, soft_wrap=True)
+    out.print(f"\nReport: {write_report(result, out_folder)}", soft_wrap=True)
+    _print_where(storage)
+
+
+@app.command(epilog="**Example**\n\n`tuner studies --format json`")
+def studies(
+    storage: StorageOption = DEFAULT_URL,
+    format_: FormatOption = Format.TABLE,
+    archived: Annotated[bool, typer.Option("--archived", help="Archived ones too.")] = False,
+) -> None:
+    """List the studies in the database."""
+    summaries = StudyManager(storage).studies(archived=archived)
+    if format_ is Format.JSON:
+        _print_json([_plain(summary) for summary in summaries])
+        return
+    table = Table("study", "objective", "sampler", "trials", "pruned", "failed", "best value", box=None)
+    for summary in summaries:
+        table.add_row(*_study_row(summary))
+    out.print(table if summaries else "No studies yet. Begin with: tuner compare digits")
+
+
+@app.command(epilog="**Example**\n\n`tuner trials digits.tpe.seed-0 --last 10`")
+def trials(
+    name: NameArgument,
+    storage: StorageOption = DEFAULT_URL,
+    format_: FormatOption = Format.TABLE,
+    last: Annotated[int | None, typer.Option("--last", min=1, help="Only the last so many.")] = None,
+) -> None:
+    """List a study's trials."""
+    study = StudyManager(storage).load(name)
+    shown = study.get_trials(deepcopy=False)[-last if last else None :]
+    if format_ is Format.JSON:
+        _print_json([_trial_dict(trial) for trial in shown])
+        return
+    names = list(dict.fromkeys(parameter for trial in shown for parameter in trial.params))
+    table = Table("trial", "state", "value", *names, "epochs", "note", box=None)
+    for trial in shown:
+        params = [_short(trial.params.get(parameter, "")) for parameter in names]
+        note = str(trial.user_attrs.get("failure", ""))
+        epochs = str(len(trial.intermediate_values))
+        table.add_row(str(trial.number), trial.state.name.lower(), _short(trial.value), *params, epochs, note)
+    out.print(table if shown else f"{name} has no trials yet.")
+
+
+@app.command(epilog="**Example**\n\n`tuner best digits.tpe.seed-0 --format json`")
+def best(
+    name: NameArgument, storage: StorageOption = DEFAULT_URL, format_: FormatOption = Format.TABLE
+) -> None:
+    """Show a study's best trial."""
+    study = StudyManager(storage).load(name)
+    if format_ is Format.JSON:
+        _print_json(_trial_dict(_best_trial(study)))
+        return
+    _print_best(study)
+
+
+@app.command(epilog="**Examples**\n\n`tuner objectives`\n\n`tuner objectives digits`")
+def objectives(
+    name: Annotated[str | None, typer.Argument(help="Only this one, in detail.", metavar="[NAME]")] = None,
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """List what can be tuned: each objective's hyperparameters, their defaults and priority tiers."""
+    found = [find_objective(n) for n in ([name] if name else objective_names())]
+    if format_ is Format.JSON:
+        _print_json([_objective_dict(objective) for objective in found])
+        return
+    for objective in found:
+        out.print(f"[bold]{objective.name}[/bold]  {objective.description} ({objective.direction})")
+        out.print(_hyperparameter_table(objective) if name else _tiers(objective))
+
+
+@app.command(epilog="**Example**\n\n`tuner dashboard --port 8081`")
+def dashboard(
+    storage: StorageOption = DEFAULT_URL,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. There is no login: keep it local.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
+) -> None:
+    """Open optuna-dashboard on the database. Ctrl-C ends it."""
+    database = open_storage(storage)
+    out.print(f"optuna-dashboard on http://{host}:{port}/ (Ctrl-C ends it)")
+    try:
+        optuna_dashboard.run_server(cached(database), host=host, port=port)
+    except OSError as error:
+        raise TunerError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+
+
+@app.command(epilog="**Example**\n\n`tuner archive digits.tpe.seed-0`")
+def archive(
+    name: NameArgument,
+    storage: StorageOption = DEFAULT_URL,
+    undo: Annotated[bool, typer.Option("--undo", help="Put it back into the list.")] = False,
+) -> None:
+    """Take a study out of the list. Nothing is deleted."""
+    StudyManager(storage).archive(name, undo=undo)
+
+
+def main() -> None:
+    """The console script."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except (DefinitionError, NotFoundError, ConflictError) as error:
+        _exit(error, 2)
+    except TunerError as error:
+        _exit(error, 1)
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt  # a container's stop is handled as Ctrl-C is
+
+
+def _exit(error: TunerError, code: int) -> NoReturn:
+    for line in str(error).splitlines():
+        err.print(f"error: {line}", style="red", soft_wrap=True, markup=False, highlight=False)
+    sys.exit(code)
+
+
+@contextmanager
+def _progress(manager: StudyManager, members: Sequence[tuple[str, StudyDefinition]]) -> Iterator[Any]:
+    """A bar for each group of studies, with its best value so far; yields what to call with each outcome."""
+    ended = {summary.name: summary for summary in manager.studies(archived=True)}
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[best]}"),
+        TimeRemainingColumn(),
+        console=err,
+    )
+    tasks: dict[str, Any] = {}
+    group_of = {definition.name: group for group, definition in members}
+    directions = {group: definition.direction for group, definition in members}
+    bests: dict[str, float] = {}
+    for group in directions:
+        mine = [definition for g, definition in members if g == group]
+        limits = [definition.trials for definition in mine]
+        total = None if None in limits else sum(limit or 0 for limit in limits)
+        done = sum(ended[d.name].finished for d in mine if d.name in ended)
+        tasks[group] = bars.add_task(group, total=total, completed=done, best="")
+
+    def on_outcome(outcome: Outcome) -> None:
+        if outcome.state is None:
+            return
+        group = group_of[outcome.study]
+        if outcome.state is TrialState.COMPLETE and outcome.value is not None:
+            choose = min if directions[group] == "minimize" else max
+            bests[group] = choose(bests.get(group, outcome.value), outcome.value)
+        shown = f"best {bests[group]:.4g}" if group in bests else ""
+        bars.update(tasks[group], advance=1, best=shown)
+        if outcome.is_error:
+            bars.console.print(
+                f"{outcome.study} trial {outcome.number} failed: {outcome.failure}", markup=False
+            )
+
+    try:
+        with bars:
+            yield on_outcome
+    except KeyboardInterrupt:
+        done = sum(int(task.completed) for task in bars.tasks)
+        err.print(f"Stopped. {done} finished trials are kept; the same command goes on from there.")
+        raise typer.Exit(130) from None
+
+
+def _print_where(storage: str) -> None:
+    hint = "" if storage == DEFAULT_URL else f" --storage {storage}"
+    out.print(f"Dashboard: tuner dashboard{hint}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _best_trial(study: optuna.Study) -> FrozenTrial:
+    try:
+        return study.best_trial
+    except ValueError:
+        raise NotFoundError(f"{study.study_name} has no completed trial yet") from None
+
+
+def _print_best(study: optuna.Study) -> None:
+    trial = _best_trial(study)
+    out.print(f"[bold]{study.study_name}[/bold]: best value {_short(trial.value)} in trial {trial.number}")
+    table = Table(box=None, show_header=False)
+    for name, value in trial.params.items():
+        table.add_row(name, _short(value))
+    out.print(table)
+
+
+def _study_row(summary: StudySummary) -> list[str]:
+    of = f" of {summary.budget}" if summary.budget else ""
+    return [
+        summary.name,
+        summary.objective or "",
+        summary.sampler or "",
+        f"{summary.finished}{of}",
+        str(summary.trials.get("PRUNED", 0)),
+        str(summary.trials.get("FAIL", 0)),
+        _short(summary.best_value),
+    ]
+
+
+def _hyperparameter_table(objective: Objective) -> Table:
+    table = Table("hyperparameter", "tier", "default", "legal", "", box=None)
+    for h in objective.hyperparameters:
+        name = f"{h.name} *" if h.adjustable else h.name
+        table.add_row(name, str(h.priority or "-"), str(h.default), h.range(), h.description)
+    table.caption = "Tier 1 is tuned first; - is rarely worth tuning; * can be adjusted while it trains."
+    return table
+
+
+def _tiers(objective: Objective) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+    for tier in (1, 2, 3, None):
+        names = [f"{h.name}={h.default}" for h in objective.hyperparameters if h.priority == tier]
+        if names:
+            table.add_row(f"tier {tier}" if tier else "rarely", ", ".join(names))
+    return table
+
+
+def _objective_dict(objective: Objective) -> dict[str, Any]:
+    return {
+        "name": objective.name,
+        "description": objective.description,
+        "direction": objective.direction,
+        "hyperparameters": [_plain(h) for h in objective.hyperparameters],
+    }
+
+
+def _trial_dict(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "value": trial.value,
+        "params": trial.params,
+        "epochs": len(trial.intermediate_values),
+        "started": trial.datetime_start,
+        "ended": trial.datetime_complete,
+        "attributes": trial.user_attrs,
+    }
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, default=str, indent=2))  # noqa: T201 - plain, for other programs
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -118,8 +118,8 @@ class Hyperparameter:
         """The legal values, for messages and help texts."""
         if self.choices is not None:
             return " | ".join(map(str, self.choices))
-        low = "-inf" if self.low is None else f"{self.low:g}"
-        high = "inf" if self.high is None else f"{self.high:g}"
+        low = "-inf" if self.low is None else f"{self.low:.10g}"
+        high = "inf" if self.high is None else f"{self.high:.10g}"
         return f"[{low}, {high}]"
 
 

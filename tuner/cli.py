@@ -42,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to keep to
 err = Console(stderr=True)
 
 
@@ -121,7 +121,10 @@ def studies(
     if format_ is Format.JSON:
         _print_json([_plain(summary) for summary in summaries])
         return
-    table = Table("study", "objective", "sampler", "trials", "pruned", "failed", "best value", box=None)
+    table = Table(box=None)
+    table.add_column("study", no_wrap=True)
+    for heading in ("objective", "sampler", "trials", "pruned", "failed", "best value"):
+        table.add_column(heading, overflow="fold")
     for summary in summaries:
         table.add_row(*_study_row(summary))
     out.print(table if summaries else "No studies yet. Begin with: tuner compare digits")
@@ -141,7 +144,9 @@ def trials(
         _print_json([_trial_dict(trial) for trial in shown])
         return
     names = list(dict.fromkeys(parameter for trial in shown for parameter in trial.params))
-    table = Table("trial", "state", "value", *names, "epochs", "note", box=None)
+    table = Table(box=None)
+    for heading in ("trial", "state", "value", *names, "epochs", "note"):
+        table.add_column(heading, overflow="fold")
     for trial in shown:
         params = [_short(trial.params.get(parameter, "")) for parameter in names]
         note = str(trial.user_attrs.get("failure", ""))

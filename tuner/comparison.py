@@ -137,7 +137,9 @@ class ComparisonResult:
         if not rows:
             return "Nothing to compare yet: no seed has a finished trial in every arm."
         first, seeds = rows[0], len(self.seeds)
-        over = f"over {seeds} seed{'s' if seeds > 1 else ''}"
+        over = f"over {seeds} seeds"
+        if seeds == 1:
+            return f"{first.arm} came first with one seed, which says nothing: differences between seeds are not known."
         if self.winner is not None:
             return f"{first.arm} is best {over} ({TEST}, p < {SIGNIFICANCE} against every other)."
         worse = [row.arm for row in rows[1:] if row.p is not None and row.p < SIGNIFICANCE]

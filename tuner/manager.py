@@ -20,6 +20,7 @@ from tuner.caviar import ExecutorName, run_studies
 from tuner.comparison import ComparisonResult, read_comparison
 from tuner.definition import Budget, ComparisonDefinition, StudyDefinition
 from tuner.errors import ConflictError, DefinitionError, NotFoundError
+from tuner.explain import near_miss
 from tuner.ledger import Ledger, metadata
 from tuner.samplers import build_sampler
 from tuner.storage import DEFAULT_URL, Database, cached, open_storage, safe_url
@@ -130,7 +131,10 @@ class StudyManager:
         try:
             return optuna.load_study(study_name=name, storage=self._storage)
         except KeyError:
-            raise NotFoundError(f"no study is named {name!r} in {safe_url(self.url)}") from None
+            names = [study.study_name for study in self._storage.get_all_studies()]
+            longer = [other for other in names if other.startswith(f"{name}.")]
+            hint = f"; there are: {', '.join(longer[:3])}, …" if longer else near_miss(name, names)
+            raise NotFoundError(f"no study is named {name!r} in {safe_url(self.url)}{hint}") from None
 
     def definition(self, name: str) -> StudyDefinition:
         """The definition of a study.

@@ -1,0 +1,304 @@
+"""The command line: exit codes, one clear line for bad input, output for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from tuner.cli import main
+from tuner.definition import ComparisonDefinition
+
+STUDY = """
+name = "small"
+objective = "branin"
+budget = {trials = 6}
+fixed = {epochs = 3}
+[space.x0]
+low = -5
+high = 10
+[space.x1]
+low = 0
+high = 15
+[comparison]
+seeds = 2
+arms = [{name = "random", sampler = {name = "random"}}, {name = "sobol", sampler = {name = "sobol"}}]
+"""
+
+Tuner = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tuner:
+    """Runs the command in a folder with small.toml; gives exit code, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    (tmp_path / "small.toml").write_text(STUDY)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tuner", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_compare_then_look_at_it(tuner: Tuner, tmp_path: Path) -> None:
+    code, out, _ = tuner("compare", "small.toml", "--workers", "2", "--out", "page")
+    assert code == 0
+    assert "best mean rank over 2 seeds" in out
+    assert "page/index.html" in out
+    assert "tuner dashboard" in out
+    assert (tmp_path / "page" / "index.html").stat().st_size > 1_000_000  # plotly is in it
+    assert (tmp_path / "tuner.db").exists()
+
+    code, out, _ = tuner("studies", "--format", "json")
+    listed = json.loads(out)
+    assert [study["name"] for study in listed] == [
+        f"small.{a}.seed-{s}" for s in (0, 1) for a in ("random", "sobol")
+    ]
+    assert listed[0]["trials"] == {"COMPLETE": 6}
+    code, out, _ = tuner("studies")
+    assert "small.sobol.seed-1" in out
+    assert "6 of 6" in out
+
+    code, out, _ = tuner("trials", "small.sobol.seed-0", "--format", "json")
+    trials = json.loads(out)
+    assert [trial["number"] for trial in trials] == list(range(6))
+    code, out, _ = tuner("trials", "small.sobol.seed-0", "--last", "2")
+    assert len(out.splitlines()) == 3
+    code, out, _ = tuner("best", "small.sobol.seed-0", "--format", "json")
+    assert json.loads(out)["value"] == min(trial["value"] for trial in trials)
+    code, out, _ = tuner("best", "small.sobol.seed-0")
+    assert "best value" in out
+    assert "x1" in out
+
+    assert tuner("archive", "small.sobol.seed-0")[0] == 0
+    assert "small.sobol.seed-0" not in tuner("studies")[1]
+    assert "small.sobol.seed-0" in tuner("studies", "--archived")[1]
+
+
+def test_run_takes_the_storage_from_the_environment(
+    tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTUNA_STORAGE", f"sqlite:///{tmp_path}/elsewhere.db")
+    code, out, _ = tuner("run", "small.toml", "--workers", "1")
+    assert code == 0
+    assert "small: best value" in out
+    assert (tmp_path / "elsewhere.db").exists()
+    assert not (tmp_path / "tuner.db").exists()
+
+
+def test_objectives_lists_hyperparameters_defaults_and_tiers(tuner: Tuner) -> None:
+    code, out, _ = tuner("objectives", "--format", "json")
+    by_name = {objective["name"]: objective for objective in json.loads(out)}
+    assert code == 0
+    assert {
+        "digits",
+        "branin",
+        "rosenbrock",
+        "rastrigin",
+        "ackley",
+        "saddle",
+        "plateau",
+        "noisy-quadratic",
+    } <= set(by_name)
+    hyper = {h["name"]: h for h in by_name["digits"]["hyperparameters"]}
+    tiers = {
+        name: hyper[name]["priority"]
+        for name in ("learning_rate", "momentum", "hidden_units", "batch_size", "layers")
+    }
+    assert tiers == {"learning_rate": 1, "momentum": 2, "hidden_units": 2, "batch_size": 2, "layers": 3}
+    rare = {
+        name: (hyper[name]["default"], hyper[name]["priority"]) for name in ("momentum", "beta_2", "epsilon")
+    }
+    assert rare == {"momentum": (0.9, 2), "beta_2": (0.999, None), "epsilon": (1e-8, None)}
+    assert "learning_rate=0.01" in tuner("objectives")[1]
+    assert re.search(r"epsilon\s+-\s+1e-08", tuner("objectives", "digits")[1])
+
+
+BAD = [
+    (["run", "nowhere"], "no definition is named 'nowhere'"),
+    (["run", "nowhere.toml"], "nowhere.toml: there is no such file"),
+    (
+        ["compare", "typo.toml"],
+        "typo.toml: sampler.name: there is no 'tpee' (did you mean 'tpe'?); accepted: grid, random",
+    ),
+    (["compare", "single.toml"], "single.toml: has no [comparison]"),
+    (["trials", "small"], "no study is named 'small' in sqlite:///tuner.db"),
+    (["objectives", "digit"], "no objective is named 'digit'; installed are: ackley"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_is_one_clear_line_and_exit_code_2(
+    tuner: Tuner, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    (tmp_path / "typo.toml").write_text(
+        'name = "t"\nsampler = {name = "tpee"}\n' + STUDY.split("[space.x0]")[1].join(["[space.x0]", ""])
+    )
+    (tmp_path / "single.toml").write_text('name = "s"\n')
+    code, _, err = tuner(*arguments)
+    assert code == 2
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: {says}")
+
+
+def test_the_same_study_changed_is_refused_and_nothing_is_lost(tuner: Tuner, tmp_path: Path) -> None:
+    tuner("run", "small.toml", "--workers", "1")
+    (tmp_path / "small.toml").write_text(STUDY.replace("trials = 6", "trials = 9"))
+    code, _, err = tuner("run", "small.toml")
+    assert code == 2
+    assert "there is a study 'small' already, with another budget" in err
+    assert len(optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path}/tuner.db").trials) == 6
+
+
+@pytest.mark.parametrize("storage", ["sqlite:////nowhere/x.db", "tuner.db"])
+def test_a_database_that_cannot_be_opened_is_exit_code_1(tuner: Tuner, storage: str) -> None:
+    code, _, err = tuner("studies", "--storage", storage)
+    assert code == 1
+    assert err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "command", ["run", "compare", "studies", "trials", "best", "objectives", "dashboard"]
+)
+def test_every_command_has_help_with_an_example(tuner: Tuner, command: str) -> None:
+    code, out, _ = tuner(command, "--help")
+    assert code == 0
+    assert f"tuner {command}" in out.split("Example")[1]
+
+
+def command(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    tuner = Path(sys.executable).with_name("tuner")
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [tuner, *arguments], cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+
+
+DIGITS = """
+name = "d"
+objective = "digits"
+budget = {trials = 15}
+fixed = {epochs = 12}
+pruner = {name = "median"}
+[space.learning_rate]
+low = 1e-4
+high = 1.0
+scale = "log"
+[space.momentum]
+low = 0.5
+high = 0.999
+scale = "reverse_log"
+[comparison]
+seeds = 2
+[[comparison.arms]]
+name = "random"
+sampler = {name = "random"}
+[[comparison.arms]]
+name = "tpe"
+sampler = {name = "tpe", startup_trials = 5}
+[[comparison.arms]]
+name = "coarse-to-fine"
+sampler = {name = "coarse-to-fine"}
+"""
+
+
+def finished(database: Path) -> int:
+    if not database.exists():
+        return 0
+    studies = optuna.get_all_study_summaries(f"sqlite:///{database}")
+    return sum(
+        trial.state.is_finished()
+        for study in studies
+        for trial in optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{database}").trials
+    )
+
+
+def contents(database: Path) -> list[Any]:
+    """All that a comparison found, but for times."""
+    names = [m.definition.name for m in ComparisonDefinition.load(database.parent / "d.toml").members]
+    studies = [optuna.load_study(study_name=name, storage=f"sqlite:///{database}") for name in names]
+    return [
+        (study.study_name, t.number, t.state, t.value, t.params, t.intermediate_values)
+        for study in studies
+        for t in study.trials
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "d.toml").write_text(DIGITS)
+    process = command(folder, "compare", "d.toml", "--workers", "2")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return contents(folder / "tuner.db")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGKILL to all", "SIGKILL to the parent", "Ctrl-C"])
+def test_what_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(
+    tmp_path: Path, how: str, undisturbed: list[Any]
+) -> None:
+    (tmp_path / "d.toml").write_text(DIGITS)
+    for stop_after in (10, 40):
+        process = command(tmp_path, "compare", "d.toml", "--workers", "2")
+        while finished(tmp_path / "tuner.db") < stop_after and process.poll() is None:
+            time.sleep(0.05)
+        assert process.poll() is None, "it ended before it could be interrupted"
+        if how == "SIGKILL to all":
+            os.killpg(process.pid, signal.SIGKILL)
+        elif how == "SIGKILL to the parent":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        if how == "Ctrl-C":
+            assert process.returncode == 130
+            assert "the same command goes on from there" in err
+            assert "Traceback" not in err
+    process = command(tmp_path, "compare", "d.toml", "--workers", "2")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    found = contents(tmp_path / "tuner.db")
+    assert len(found) == 6 * 15  # every arm and seed has its exact budget
+    assert all(state in (TrialState.COMPLETE, TrialState.PRUNED) for _, _, state, *_ in found)
+    assert found == undisturbed  # the same numbers, whatever was interrupted
+
+
+def test_dashboard_serves_the_database(tmp_path: Path) -> None:
+    optuna.create_study(study_name="there", storage=f"sqlite:///{tmp_path}/tuner.db")
+    process = command(tmp_path, "dashboard", "--port", "18732")
+    try:
+        for _ in range(200):
+            try:
+                with urllib.request.urlopen("http://127.0.0.1:18732/api/studies") as answer:
+                    names = [study["study_name"] for study in json.load(answer)["study_summaries"]]
+                break
+            except OSError:
+                time.sleep(0.1)
+        assert names == ["there"]
+        second = command(tmp_path, "dashboard", "--port", "18732")
+        _, err = second.communicate(timeout=30)
+        assert second.returncode == 1
+        assert "error: cannot listen on 127.0.0.1:18732" in err
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert "Traceback" not in err

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -220,66 +222,66 @@ sampler = {name = "coarse-to-fine"}
 
 
 def finished(database: Path) -> int:
-    if not database.exists():
+    """How many trials have ended, read without touching the database."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            count = "SELECT count(*) FROM trials WHERE state IN ('COMPLETE', 'PRUNED', 'FAIL')"
+            return int(connection.execute(count).fetchone()[0])
+    except sqlite3.OperationalError:  # not there yet
         return 0
-    studies = optuna.get_all_study_summaries(f"sqlite:///{database}")
-    return sum(
-        trial.state.is_finished()
-        for study in studies
-        for trial in optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{database}").trials
-    )
 
 
 def contents(database: Path) -> list[Any]:
     """All that a comparison found, but for times."""
     names = [m.definition.name for m in ComparisonDefinition.load(database.parent / "d.toml").members]
-    studies = [optuna.load_study(study_name=name, storage=f"sqlite:///{database}") for name in names]
-    return [
+    storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in names]
+    found = [
         (study.study_name, t.number, t.state, t.value, t.params, t.intermediate_values)
         for study in studies
         for t in study.trials
     ]
+    storage.remove_session()
+    storage.engine.dispose()
+    return found
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "d.toml").write_text(DIGITS)
-    process = command(folder, "compare", "d.toml", "--workers", "2")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return contents(folder / "tuner.db")
+def interrupt(process: subprocess.Popen[str], how: str) -> None:
+    """Stop the command and wait for its end."""
+    if how == "SIGKILL to the parent":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    if how == "Ctrl-C":
+        assert process.returncode == 130
+        assert "the same command goes on from there" in err
+        assert "Traceback" not in err
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["SIGKILL to all", "SIGKILL to the parent", "Ctrl-C"])
-def test_what_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(
-    tmp_path: Path, how: str, undisturbed: list[Any]
-) -> None:
-    (tmp_path / "d.toml").write_text(DIGITS)
-    for stop_after in (10, 40):
-        process = command(tmp_path, "compare", "d.toml", "--workers", "2")
-        while finished(tmp_path / "tuner.db") < stop_after and process.poll() is None:
-            time.sleep(0.05)
-        assert process.poll() is None, "it ended before it could be interrupted"
-        if how == "SIGKILL to all":
-            os.killpg(process.pid, signal.SIGKILL)
-        elif how == "SIGKILL to the parent":
-            process.kill()
-        else:
-            os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-        if how == "Ctrl-C":
-            assert process.returncode == 130
-            assert "the same command goes on from there" in err
-            assert "Traceback" not in err
-    process = command(tmp_path, "compare", "d.toml", "--workers", "2")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    found = contents(tmp_path / "tuner.db")
-    assert len(found) == 6 * 15  # every arm and seed has its exact budget
-    assert all(state in (TrialState.COMPLETE, TrialState.PRUNED) for _, _, state, *_ in found)
-    assert found == undisturbed  # the same numbers, whatever was interrupted
+def test_what_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    found = {}
+    for folder, interruptions in (
+        ("undisturbed", {}),
+        ("interrupted", {10: "SIGKILL to all", 30: "Ctrl-C", 50: "SIGKILL to the parent"}),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "d.toml").write_text(DIGITS)
+        database = tmp_path / folder / "tuner.db"
+        for ended, how in interruptions.items():
+            process = command(tmp_path / folder, "compare", "d.toml", "--workers", "2")
+            while finished(database) < ended and process.poll() is None:
+                time.sleep(0.02)
+            assert process.poll() is None, "it ended before it could be interrupted"
+            interrupt(process, how)
+        process = command(tmp_path / folder, "compare", "d.toml", "--workers", "2")
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        found[folder] = contents(database)
+    assert len(found["interrupted"]) == 6 * 15  # every arm and seed has its exact budget
+    assert all(state in (TrialState.COMPLETE, TrialState.PRUNED) for _, _, state, *_ in found["interrupted"])
+    assert found["interrupted"] == found["undisturbed"]  # the same numbers, whatever was interrupted
 
 
 def test_dashboard_serves_the_database(tmp_path: Path) -> None:

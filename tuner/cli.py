@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import optuna
-import optuna_dashboard
 import typer
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
@@ -191,10 +190,12 @@ def dashboard(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
 ) -> None:
     """Open optuna-dashboard on the database. Ctrl-C ends it."""
+    from optuna_dashboard import run_server  # noqa: PLC0415 - half a second that no other command should wait
+
     database = open_storage(storage)
     out.print(f"optuna-dashboard on http://{host}:{port}/ (Ctrl-C ends it)")
     try:
-        optuna_dashboard.run_server(cached(database), host=host, port=port)
+        run_server(cached(database), host=host, port=port)
     except OSError as error:
         raise TunerError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
 

@@ -222,7 +222,9 @@ class Member(_Document):
 class ComparisonDefinition(StudyDefinition):
     """A comparison: the base study, and what is compared."""
 
-    comparison: Comparison
+    comparison: Comparison = Field(
+        description="What is compared; without this table the file defines one study."
+    )
 
     @model_validator(mode="after")
     def _check_arms(self) -> Self:

@@ -1,0 +1,84 @@
+"""Opening a database: settings, creation by many at once, errors in words."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from tuner.errors import StorageError
+from tuner.ledger import metadata
+from tuner.storage import Database, cached, open_storage, safe_url
+
+
+def _open_and_create(url: str, number: int) -> str:
+    database = open_storage(url, metadata)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.create_study(study_name=f"s{number}", storage=cached(database))
+    database.close()
+    return "ok"
+
+
+def test_eight_first_starts_at_once(url: str) -> None:
+    with ProcessPoolExecutor(8, mp_context=multiprocessing.get_context("spawn")) as pool:
+        done = [pool.submit(_open_and_create, url, number) for number in range(8)]
+        assert [future.result() for future in done] == ["ok"] * 8
+    database = open_storage(url, metadata)
+    assert {study.study_name for study in database.get_all_studies()} == {f"s{n}" for n in range(8)}
+    database.close()
+
+
+def test_the_schema_is_optunas_own_and_two_tables_of_ours(url: str) -> None:
+    database = open_storage(url, metadata)
+    there = set(sa.inspect(database.engine).get_table_names())
+    optunas = set(optuna.storages._rdb.models.BaseModel.metadata.tables)
+    assert there == optunas | {"alembic_version", "tuner_leases", "tuner_spent"}
+    assert database.get_current_version() == database.get_head_version()
+    database.close()
+
+
+def test_sqlite_settings_hold_after_pickling(sqlite_url: str) -> None:
+    first = open_storage(sqlite_url)
+    for database in (first, pickle.loads(pickle.dumps(first))):
+        assert isinstance(database, Database)
+        with database.engine.connect() as connection:
+            pragma = {
+                name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+                for name in ("journal_mode", "busy_timeout")
+            }
+            assert pragma == {"journal_mode": "wal", "busy_timeout": 30_000}
+            assert connection.connection.in_transaction  # BEGIN IMMEDIATE has been said
+        database.close()
+
+
+def _claim(url: str) -> int:
+    database = open_storage(url)
+    (waiting,) = database.get_all_trials(1, states=(TrialState.WAITING,)) or [None]
+    claimed = waiting is not None and database.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)
+    database.close()
+    return int(claimed)
+
+
+def test_a_waiting_trial_is_claimed_once(sqlite_url: str) -> None:
+    database = open_storage(sqlite_url)
+    study = optuna.create_study(storage=cached(database))
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for _ in range(5):
+            study.enqueue_trial({})
+            assert sum(pool.map(_claim, [sqlite_url] * 4)) == 1
+    database.close()
+
+
+def test_passwords_are_not_shown() -> None:
+    url = "postgresql+psycopg://tuner:secret@127.0.0.1:1/x?connect_timeout=1"
+    assert "secret" not in safe_url(url)
+    with pytest.raises(StorageError, match="cannot open postgresql") as caught:
+        open_storage(url)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(StorageError, match="its driver is not installed"):
+        open_storage("mysql+pymysql://u@h/d")

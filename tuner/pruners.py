@@ -5,6 +5,9 @@ Steps are epoch numbers from 1, so that `warmup_epochs = 3` never stops a trial 
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal, Self, TypeAlias, get_args
 
 import optuna
@@ -163,7 +166,8 @@ class PatientSettings(_Settings):
 
     def build(self) -> BasePruner:
         """See `_Settings.build`."""
-        return optuna.pruners.PatientPruner(None, patience=self.patience, min_delta=self.min_delta)
+        with _quiet():
+            return optuna.pruners.PatientPruner(None, patience=self.patience, min_delta=self.min_delta)
 
 
 class WilcoxonSettings(_Settings):
@@ -177,7 +181,18 @@ class WilcoxonSettings(_Settings):
 
     def build(self) -> BasePruner:
         """See `_Settings.build`."""
-        return optuna.pruners.WilcoxonPruner(p_threshold=self.p_threshold, n_startup_steps=self.startup_steps)
+        with _quiet():
+            return optuna.pruners.WilcoxonPruner(
+                p_threshold=self.p_threshold, n_startup_steps=self.startup_steps
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's warning that a class is experimental: who chose it by name has no use for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 AnyPruner: TypeAlias = Annotated[

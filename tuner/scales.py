@@ -124,9 +124,10 @@ class ReverseLogScale:
 
     def to_unit(self, value: float) -> float:
         """u = log((1−low) / (1−value)) / log((1−low) / (1−high))."""
-        if self.high == self.low:
+        complement = self.complement
+        if complement.high == complement.low:
             return 0.0
-        return 1 - self.complement.to_unit(1 - value)
+        return 1 - complement.to_unit(1 - value)
 
     def from_unit(self, unit: float) -> float:
         """Value = 1 − (1−low)^(1−u) · (1−high)^u."""

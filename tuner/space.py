@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from optuna.distributions import (
@@ -96,14 +97,14 @@ class FloatParameter(_Parameter):
         """How many distinct values there are; None where they are a continuum."""
         if self.step is None:
             return None
-        return math.floor((self.high - self.low) / self.step * (1 + 1e-12)) + 1
+        return int((_decimal(self.high) - _decimal(self.low)) // _decimal(self.step)) + 1
 
     @property
     def distribution(self) -> FloatDistribution:
         """What the database holds: the value itself; reverse-log parameters are linear there."""
         high = self.high
         if self.step is not None and self.size is not None:  # Optuna would cut the range with a warning
-            high = self.low + self.step * (self.size - 1)
+            high = float(_decimal(self.low) + _decimal(self.step) * (self.size - 1))
         return FloatDistribution(self.low, high, log=self.scale_name == "log", step=self.step)
 
     def levels(self, count: int) -> list[float]:
@@ -295,6 +296,11 @@ def _check_value(
         raise DefinitionError(
             f"{name} must lie in [{parameter.low}, {parameter.high}]{stepped}; got {value!r}"
         )
+
+
+def _decimal(value: float) -> Decimal:
+    """The decimal number that `value` is written as: 3 × 0.3 = 0.9, which doubles do not know."""
+    return Decimal(repr(value))
 
 
 def _cell_middles(count: int) -> list[float]:

@@ -238,6 +238,13 @@ class _ViewStorage:
         assert study_id == self._view._study_id
         return self._view._get_trials(deepcopy=deepcopy, states=states)
 
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        trial = self._storage.get_trial(trial_id)
+        return self._view.translate(trial) or trial
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        return self.get_trial(self._storage.get_best_trial(study_id)._trial_id)
+
     def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
         if self._held is not None and trial_id == self._held.trial_id:
             return dict(self._held.system_attrs)

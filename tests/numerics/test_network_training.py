@@ -110,7 +110,7 @@ def test_denormal_moments_are_flushed_and_parameters_stay_as_they_were():
         rng = np.random.default_rng(0)
         p, g = rng.normal(size=50).astype(np.float32), rng.normal(size=50).astype(np.float32)
         optimizer = create_optimizer("adam", p, g)
-        for epoch in range(40):
+        for _ in range(40):
             for row in optimizer.table(0.01, 40):
                 optimizer.scalars[...] = row
                 for call in optimizer.line:
@@ -211,8 +211,7 @@ def test_divergence_is_noticed_at_once_and_quietly(optimizer):
         optimizer=optimizer, learning_rate=1e38, batch_norm=False, dtype=np.float32, batch_size=8
     )
     with pytest.raises(NotFinite, match=r"(gradients|parameters) are not finite"):
-        for _ in range(3):
-            training.epoch()
+        [training.epoch() for _ in range(3)]
 
 
 @pytest.mark.parametrize("position", ["W1", "W2", "gamma1"])

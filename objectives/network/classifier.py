@@ -24,9 +24,9 @@ __all__ = ["NetworkClassifier"]
 class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A multilayer network, trained by mini-batches on the cross-entropy.
 
-    Computes in float32 if X is float32, otherwise in float64. With `patience`, `dev_share` of the training data is
-    held out (stratified), training stops when its loss has not improved for so many epochs, and the best network is
-    restored. The other parameters are those of `Architecture`, `Settings` and `Schedule`.
+    Computes in float32 if X is float32, otherwise in float64. With `patience`, `dev_share` of the training
+    data is held out (stratified), training stops when its loss has not improved for so many epochs, and the
+    best network is restored. The other parameters are those of `Architecture`, `Settings` and `Schedule`.
 
     Attributes after `fit`: `classes_` (classes,), `n_features_in_`, `network_`, `epochs_` (epochs trained),
     `losses_` (loss on the training data after each epoch, or on the held-out data with `patience`).
@@ -99,7 +99,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Train `epochs` epochs from new random weights on rows X (m, features) with labels y (m,).
 
         Raises:
-            ValueError: the data or a parameter is not legal; with batch normalisation at least 2 samples are needed.
+            ValueError: the data or a parameter is not legal; batch normalisation needs at least 2 samples.
             NotFinite: training diverged.
         """
         X, y = self._validated(X, y, reset=True)
@@ -119,10 +119,11 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> NetworkClassifier:
-        """Train one more epoch, on rows X (m, features) with labels y (m,); the first call needs all `classes`.
+        """Train one more epoch on rows X (m, features), labels y (m,); the first call needs all `classes`.
 
         Raises:
-            ValueError: the data are not legal, no classes were given at first, or y holds a class not among them.
+            ValueError: the data are not legal, no classes were given at first, or y holds a class not among
+            them.
         """
         first = not hasattr(self, "classes_")
         if first and classes is None:

@@ -11,6 +11,7 @@ scikit-learn are needed here and nowhere else; what is not installed is left out
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -22,16 +23,14 @@ from pathlib import Path
 
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
-
-import numpy as np
-
 sys.path[:0] = [str(Path(__file__).parents[1] / "numerics"), str(Path(__file__).parents[2])]
 
-import textbook
+import numpy as np  # noqa: E402 - reads the environment when it is imported
+import textbook  # noqa: E402
 
-from objectives.network.architecture import Architecture
-from objectives.network.network import Network
-from objectives.network.trainer import Settings, Trainer
+from objectives.network.architecture import Architecture  # noqa: E402
+from objectives.network.network import Network  # noqa: E402
+from objectives.network.trainer import Settings, Trainer  # noqa: E402
 
 TURN = 0.02
 
@@ -66,7 +65,7 @@ def floor(sizes, batch, samples) -> Callable[[], object]:
         return rng.normal(size=shape).astype(np.float32)
 
     A = [array(batch, sizes[0]).T, *(array(n, batch) for n in sizes[1:])]
-    W = [array(n, m) for m, n in zip(sizes[:-1], sizes[1:], strict=True)]
+    W = [array(n, m) for m, n in itertools.pairwise(sizes)]
     dZ, dW, dA = [array(n, batch) for n in sizes[1:]], [w.copy() for w in W], [array(n, batch) for n in sizes]
 
     def epoch():
@@ -107,7 +106,7 @@ def torch_eager(sizes, batch, samples, *, fused=False, loader=False) -> Callable
     torch.manual_seed(0)
     X, y = (torch.from_numpy(a) for a in data(sizes, samples))
     layers = []
-    for n_in, n_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for n_in, n_out in itertools.pairwise(sizes[:-1]):
         layers += [torch.nn.Linear(n_in, n_out, bias=False), torch.nn.BatchNorm1d(n_out), torch.nn.ReLU()]
     model = torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-2], sizes[-1]))
     loss_of = torch.nn.CrossEntropyLoss()

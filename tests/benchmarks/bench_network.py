@@ -30,6 +30,7 @@ import textbook  # noqa: E402
 
 from objectives.network.architecture import Architecture  # noqa: E402
 from objectives.network.network import Network  # noqa: E402
+from objectives.network.stack import Stack  # noqa: E402
 from objectives.network.trainer import Settings, Trainer  # noqa: E402
 
 TURN = 0.02
@@ -216,7 +217,64 @@ def bench_table(rounds: int) -> list[dict]:
     return results
 
 
-BENCHMARKS = {"table": bench_table}
+STACKS = [
+    # sizes, batch, samples, networks, times as many trials a second: must
+    ((64, 32, 10), 32, 1024, 16, 1.8),
+    ((64, 32, 10), 32, 1024, 64, 1.8),
+    ((2, 16, 16, 3), 32, 1024, 16, 3.0),
+    ((2, 16, 16, 3), 32, 1024, 64, 3.0),
+]
+
+
+def bench_stack(rounds: int) -> list[dict]:
+    """K networks trained as one, against one after another."""
+    results = []
+    print("\nstacked training: how many times as many trials a second as one at a time")
+    for sizes, batch, samples, count, must in STACKS:
+        X, y = data(sizes, samples)
+        architecture = Architecture(sizes, batch_norm=True)
+        networks = [Network.random(architecture, np.random.default_rng(k)) for k in range(count)]
+        settings = [Settings(batch_size=batch, learning_rate=0.001 * (k + 1)) for k in range(count)]
+        rngs = [np.random.default_rng(k) for k in range(count)]
+        stack = Stack(networks, X, y, settings, rngs)
+        trainers = [Trainer(n, X, y, s, [r]) for n, s, r in zip(networks, settings, rngs, strict=True)]
+
+        def one_at_a_time(trainers=trainers):
+            for trainer in trainers:
+                trainer.epoch()
+
+        seconds = take_turns({"stack": stack.epoch, "one at a time": one_at_a_time}, rounds)
+        times = seconds["one at a time"] / seconds["stack"]
+        name = f"{'-'.join(map(str, sizes))}, {batch}, K = {count}"
+        results.append({"case": name, "times": np.median(times)})
+        print(f"{name:>26}  {spread(times)} (must {must})", flush=True)
+    return results
+
+
+def bench_denormals(rounds: int) -> list[dict]:
+    """A network whose ReLUs have died, with and without zeroing Adam's smallest moments once an epoch."""
+    X, y = data((64, 32, 10), 1024)
+
+    def dead(flush):
+        network = Network.random(Architecture((64, 32, 10), batch_norm=True), np.random.default_rng(0))
+        trainer = Trainer(network, X, y, Settings(batch_size=32), [np.random.default_rng(1)])
+        trainer.epoch()
+        network.named["beta1"][...] = -30.0  # from here on no unit of the hidden layer fires
+        if not flush:
+            trainer.optimizer.flush_denormals = lambda: None
+        for _ in range(40):
+            trainer.epoch()
+        return trainer.epoch
+
+    seconds = take_turns({"flushed": dead(flush=True), "left alone": dead(flush=False)}, rounds)
+    times = seconds["left alone"] / seconds["flushed"]
+    print(
+        f"\ndead ReLUs: an epoch with denormal moments takes {spread(times)} times one where they are zeroed"
+    )
+    return [{"case": "denormals", "times": np.median(times)}]
+
+
+BENCHMARKS = {"table": bench_table, "stack": bench_stack, "denormals": bench_denormals}
 
 
 def main() -> None:

@@ -204,7 +204,14 @@ class TrainingObjective:
         self, train: Data, dev: Data, full: Mapping[str, Any], seed: Seed, fold: int = 0
     ) -> Training:
         return Training(
-            train, dev, full, seed, fold, reference_error=self.reference_error, with_f1=self.macro_f1
+            train,
+            dev,
+            full,
+            seed,
+            fold,
+            classes=self.load().classes,
+            reference_error=self.reference_error,
+            with_f1=self.macro_f1,
         )
 
     def _complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,14 +244,15 @@ class Training:
         seed: Seed,
         fold: int = 0,
         *,
+        classes: int,
         reference_error: float = 0.0,
         with_f1: bool = False,
     ) -> None:
-        self.full = full
+        self.full, self.classes = full, classes
         self.normalizer = Normalizer.fit(full["input_normalization"], train.X)
         self.train, self.dev = self._prepared(train), self._prepared(dev)
         initial, order = random_stream(seed, fold, 0), random_stream(seed, fold, 1)
-        sizes = (train.X.shape[1], *([full["hidden_units"]] * full["layers"]), train.classes)
+        sizes = (train.X.shape[1], *([full["hidden_units"]] * full["layers"]), classes)
         architecture = Architecture(
             sizes, full["activation"], batch_norm=full["batch_norm"], bn_epsilon=full["bn_epsilon"]
         )
@@ -334,7 +342,7 @@ class Training:
         }
         if self.with_f1:
             predicted = self.network.logits(self.dev.X).argmax(axis=0)
-            losses["dev_macro_f1"] = macro_f1(self.dev.y, predicted, self.train.classes)
+            losses["dev_macro_f1"] = macro_f1(self.dev.y, predicted, self.classes)
         return losses
 
     def _stop(self, number: int, loss: float) -> bool:

@@ -166,7 +166,7 @@ def available() -> dict[str, Callable]:
 
 
 def take_turns(epochs: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of an epoch, (rounds,) for each contestant, after two to warm up.
+    """CPU seconds of an epoch, (rounds,) for each contestant, after two to warm up.
 
     A turn is as many epochs as the first contestant does in `TURN` seconds: trainings run epoch after
     epoch, and the first one after another contestant's turn finds cold caches.
@@ -183,11 +183,11 @@ def take_turns(epochs: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 def timed(run: Callable[[], object], count: int) -> float:
-    """Seconds of one of `count` epochs."""
-    started = time.perf_counter()
+    """CPU seconds of one of `count` epochs."""
+    started = time.process_time()
     for _ in range(count):
         run()
-    return (time.perf_counter() - started) / count
+    return (time.process_time() - started) / count
 
 
 def spread(values, form="{:.2f}") -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, log_loss
+from threadpoolctl import threadpool_limits
 
 from objectives.datasets import (
     Data,
@@ -106,7 +110,7 @@ def test_normalisation_closed_forms():
 def test_normalisation_is_fitted_on_the_train_split_only():
     splits = digits.splits(SEED)
     full = {h.name: h.default for h in HYPERPARAMETERS}
-    training = Training(splits.train, splits.dev, full, SEED)
+    training = Training(splits.train, splits.dev, full, SEED, classes=10)
     np.testing.assert_array_equal(training.normalizer.shift, splits.train.X.mean(axis=0))
     assert abs(training.train.X.mean(axis=0)).max() < 1e-5
     assert abs(training.dev.X.mean(axis=0)).max() > 1e-2
@@ -167,7 +171,7 @@ def test_imbalanced_classes_are_unequal():
 def test_the_value_is_the_dev_cross_entropy():
     """Against scikit-learn's log loss, from the probabilities of the network in the checkpoint's place."""
     splits, full = digits.splits(SEED), {h.name: h.default for h in HYPERPARAMETERS} | {"epochs": 2}
-    training = Training(splits.train, splits.dev, full, SEED)
+    training = Training(splits.train, splits.dev, full, SEED, classes=10)
     *_, last = training.epochs(None)
     p = training.network.probabilities(training.dev.X).T.astype(np.float64)
     assert last.value == pytest.approx(log_loss(splits.dev.y, p / p.sum(axis=1, keepdims=True)), rel=1e-5)
@@ -229,7 +233,7 @@ def test_an_infinite_loss_is_a_divergence():
     """Weights that stay finite but give infinite logits: there is nothing to report."""
     params = {"optimizer": "sgd", "learning_rate": 0.1, "batch_norm": False, "layers": 0, "epochs": 2}
     splits, full = digits.splits(SEED), {h.name: h.default for h in HYPERPARAMETERS} | params
-    training = Training(splits.train, splits.dev, full, SEED)
+    training = Training(splits.train, splits.dev, full, SEED, classes=10)
     training.dev.X[0, 0] = np.inf
     with pytest.raises(Diverged, match=r"epoch 1: train loss .* dev loss nan"):
         list(training.epochs(None))
@@ -326,7 +330,7 @@ def test_folds_are_trained_for_all_their_epochs_on_train_and_dev_together():
     together = Data(*(np.concatenate(pair) for pair in zip(splits.train, splits.dev, strict=True)))
     train, dev = folds(together, 4, SEED.study)[1]
     full = {h.name: h.default for h in wine.hyperparameters} | CROSS_VALIDATION
-    *_, last = Training(train, dev, full, SEED, fold=2, with_f1=True).epochs(None)
+    *_, last = Training(train, dev, full, SEED, fold=2, classes=3, with_f1=True).epochs(None)
     assert values(wine, CROSS_VALIDATION)[1] == last.value
 
 
@@ -338,6 +342,29 @@ def test_cross_validation_can_stop_between_folds_and_resume():
     epochs.close()
     resumed = [e.value for e in wine.evaluate(CROSS_VALIDATION, seed=SEED, resume=checkpoint)]
     assert resumed == whole[2:]
+
+
+def test_optunas_wilcoxon_pruner_stops_between_folds():
+    """A good trial, then a bad one: each fold is reported as a step, as `WilcoxonPruner` wants it."""
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(pruner=pruner)
+    params = {"evaluation": "cross-validation", "folds": 8, "epochs": 5}
+
+    def run(trial):
+        rate = 0.01 if trial.number == 0 else 1e-6
+        for epoch in wine.evaluate({**params, "learning_rate": rate}, seed=SEED):
+            trial.report(epoch.value, epoch.number)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return epoch.value
+
+    study.optimize(run, n_trials=2)
+    good, bad = study.trials
+    assert good.value == pytest.approx(np.mean([good.intermediate_values[k] for k in range(1, 9)]))
+    assert bad.state == optuna.trial.TrialState.PRUNED
+    assert len(bad.intermediate_values) < 8
 
 
 def test_cross_validation_refuses_adjustments():
@@ -449,6 +476,25 @@ def test_training_leaves_the_data_alone():
     before = load_digits().X.copy()
     values(digits, {"epochs": 1})
     np.testing.assert_array_equal(load_digits().X, before)
+
+
+def test_results_do_not_depend_on_workers_or_threads():
+    """The same in this process, in two workers beside each other, and whatever the BLAS threads are set to."""
+    params = {"epochs": 2, "hidden_units": 300, "layers": 2, "batch_size": 256}
+    alone = values(digits, params)
+    with threadpool_limits(2, user_api="blas"):
+        assert values(digits, params) == alone
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as workers:
+        assert list(workers.map(values, [digits] * 4, [params] * 4)) == [alone] * 4
+
+
+def test_a_class_that_the_train_split_lacks_is_a_class():
+    """One sample of the last class: it lands in one split, and the others still know of it."""
+    data = Data(np.random.default_rng(0).normal(size=(60, 3)), np.array([0, 1] * 29 + [0, 2]))
+    rare = dataclasses.replace(wine, load=lambda: data)
+    for study in range(6):
+        assert len(values(rare, {"epochs": 1}, Seed(study))) == 1
+        assert rare.test_metrics({"epochs": 1}, seed=Seed(study))["test_error"] <= 1
 
 
 def test_objectives_are_frozen():

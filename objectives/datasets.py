@@ -26,6 +26,7 @@ __all__ = [
     "random_stream",
     "split",
     "stratified_parts",
+    "subsample",
 ]
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -89,6 +90,12 @@ def split(data: Data, seed: int, shares: tuple[float, float, float] = (0.6, 0.2,
     """Random stratified train, dev and test parts; the same for the same seed."""
     parts = stratified_parts(data.y, shares, random_stream(seed, 0))
     return Splits(*(data.take(rows) for rows in parts))
+
+
+def subsample(data: Data, count: int, seed: int) -> Data:
+    """`count` samples, random and stratified; the same for the same seed."""
+    kept, _ = stratified_parts(data.y, (count, len(data.y) - count), random_stream(seed, 2))
+    return data.take(kept)
 
 
 def folds(data: Data, count: int, seed: int) -> list[tuple[Data, Data]]:

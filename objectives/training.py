@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from objectives.datasets import NORMALIZATIONS, Data, Load, Normalizer, Splits, folds, random_stream, split
+from objectives.datasets import (
+    NORMALIZATIONS,
+    Data,
+    Load,
+    Normalizer,
+    Splits,
+    folds,
+    random_stream,
+    split,
+    subsample,
+)
 from objectives.epoch import Adjustment, Diverged, Epoch, Epochs, Hyperparameter, Seed, complete_params
 from objectives.network.architecture import ACTIVATIONS, INITIALIZATIONS, Architecture
 from objectives.network.checkpoint import CheckpointError, dump, load
+from objectives.network.diagnosis import (
+    BiasVariance,
+    Diagnosis,
+    Moments,
+    covariate_shifts,
+    diagnose,
+    input_moments,
+    on_plateau,
+)
 from objectives.network.network import Network
 from objectives.network.optimizers import OPTIMIZERS
 from objectives.network.schedules import SCHEDULES, Schedule
 from objectives.network.trainer import EarlyStopping, NotFinite, Settings, Trainer
 
 __all__ = ["HYPERPARAMETERS", "TrainingObjective"]
+
+PROBE_ROWS = 256
+"""Rows of the dev split on which the layers' inputs are watched."""
 
 EVALUATIONS = ("holdout", "cross-validation")
 
@@ -91,16 +114,24 @@ INTEGERS = frozenset(
 
 @dataclass(frozen=True)
 class TrainingObjective:
-    """Trains the network on one set of data; the value is the cross-entropy on the dev split (nats;
-    minimise).
+    """Trains the network on one set of data; the value is the dev split's cross-entropy (nats; minimise).
 
     The dev cross-entropy is tuned rather than the error since it varies much less between seeds. The train,
     dev and test splits follow from `seed.study` alone; weights, order of samples and dropout from both
     parts of the seed. No tuned value or metric depends on the test split: `test_metrics` looks at it, once,
     when tuning is over.
 
+    `train_size` keeps only so many samples of the train split (stratified). `reference_error` is the error
+    that the diagnosis compares the train error with. `macro_f1` adds the dev split's macro-F1 to the
+    metrics, for data with unequal classes.
+
     Metrics of each epoch: `train_loss`, `dev_loss` (cross-entropy without penalties, at test time),
     `train_error`, `dev_error` (share of wrong predictions), `learning_rate`, `gradient_norm`, `seconds`.
+
+    The diagnosis in numbers: `bias` (train error minus reference), `variance` (dev minus train error),
+    `plateau` (1 if the gradient is near zero while the train loss is above its best), and `mean_shift_l`
+    and `variance_shift_l`, the internal covariate shift of layer l's inputs since the epoch before;
+    `diagnose` puts a trial's metrics into words.
 
     With `patience` the last epoch's value and losses are those of the best network, which is restored.
     With `evaluation="cross-validation"` step k = 1..folds yields the value of fold k, trained for all its
@@ -113,6 +144,9 @@ class TrainingObjective:
     load: Load
     defaults: Mapping[str, Any] = field(default_factory=dict)
     direction: str = "minimize"
+    reference_error: float = 0.0
+    train_size: int | None = None
+    macro_f1: bool = False
 
     @property
     def hyperparameters(self) -> tuple[Hyperparameter, ...]:
@@ -134,13 +168,20 @@ class TrainingObjective:
         full = self._complete(params)
         if full["evaluation"] == "holdout":
             splits = self.splits(seed)
-            yield from Training(splits.train, splits.dev, full, seed).epochs(resume)
+            yield from self._training(splits.train, splits.dev, full, seed).epochs(resume)
         else:
             yield from self._cross_validate(full, seed, resume)
 
     def splits(self, seed: Seed) -> Splits:
         """The train, dev and test split of a study."""
-        return _cached_split(self.load, seed.study)
+        splits = _cached_split(self.load, seed.study)
+        if self.train_size is None:
+            return splits
+        return splits._replace(train=subsample(splits.train, self.train_size, seed.study))
+
+    def diagnose(self, epochs: Sequence[Mapping[str, float]], *, best_loss: float | None = None) -> Diagnosis:
+        """The diagnosis of a trial from its metrics; `best_loss` is the best train loss known elsewhere."""
+        return diagnose(epochs, reference_error=self.reference_error, best_loss=best_loss)
 
     def test_metrics(
         self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None
@@ -153,11 +194,25 @@ class TrainingObjective:
         """
         full = {**self._complete(params), "evaluation": "holdout"}
         splits = self.splits(seed)
-        training = Training(splits.train, splits.dev, full, seed)
+        training = self._training(splits.train, splits.dev, full, seed)
         for _ in training.epochs(resume):
             pass
         loss, error = training.score(splits.test)
         return {"test_loss": loss, "test_error": error}
+
+    def _training(
+        self, train: Data, dev: Data, full: Mapping[str, Any], seed: Seed, fold: int = 0
+    ) -> Training:
+        return Training(
+            train,
+            dev,
+            full,
+            seed,
+            fold,
+            classes=self.load().classes,
+            reference_error=self.reference_error,
+            with_f1=self.macro_f1,
+        )
 
     def _complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
         full = complete_params(self.hyperparameters, params)
@@ -170,7 +225,7 @@ class TrainingObjective:
         done = [] if resume is None else [dict(metrics) for metrics in _load(resume, "folds")]
         for number, (train, dev) in enumerate(folds(together, full["folds"], seed.study), start=1):
             if number > len(done):
-                *_, last = Training(train, dev, full, Seed(seed.study, seed.trial), fold=number).epochs(None)
+                *_, last = self._training(train, dev, full, seed, fold=number).epochs(None)
                 done.append(dict(last.metrics))
                 _refuse((yield _fold_epoch(number, done[-1], done)))
         mean = {name: float(np.mean([metrics[name] for metrics in done])) for name in done[0]}
@@ -181,19 +236,33 @@ class TrainingObjective:
 class Training:
     """One network being trained: what `evaluate` yields, epoch by epoch."""
 
-    def __init__(self, train: Data, dev: Data, full: Mapping[str, Any], seed: Seed, fold: int = 0) -> None:
-        self.full = full
+    def __init__(
+        self,
+        train: Data,
+        dev: Data,
+        full: Mapping[str, Any],
+        seed: Seed,
+        fold: int = 0,
+        *,
+        classes: int,
+        reference_error: float = 0.0,
+        with_f1: bool = False,
+    ) -> None:
+        self.full, self.classes = full, classes
         self.normalizer = Normalizer.fit(full["input_normalization"], train.X)
         self.train, self.dev = self._prepared(train), self._prepared(dev)
         initial, order = random_stream(seed, fold, 0), random_stream(seed, fold, 1)
-        sizes = (train.X.shape[1], *([full["hidden_units"]] * full["layers"]), train.classes)
+        sizes = (train.X.shape[1], *([full["hidden_units"]] * full["layers"]), classes)
         architecture = Architecture(
             sizes, full["activation"], batch_norm=full["batch_norm"], bn_epsilon=full["bn_epsilon"]
         )
         self.network = Network.random(architecture, initial, initialization=full["initialization"])
         self.trainer = Trainer(self.network, self.train.X, self.train.y, _settings(full), [order])
         self.stopping = EarlyStopping(full["patience"]) if full["patience"] else None
+        self.reference_error, self.with_f1 = reference_error, with_f1
         self.last: dict[str, Any] | None = None
+        self.best_train_loss = math.inf
+        self.moments = self._moments()
 
     def epochs(self, resume: bytes | None) -> Epochs:
         """Train to the end, taking adjustments."""
@@ -211,7 +280,8 @@ class Training:
     def score(self, data: Data) -> tuple[float, float]:
         """Cross-entropy and error on other data, normalised as the train split was."""
         prepared = self._prepared(data)
-        loss, error = self.network.loss_and_error(prepared.X, prepared.y)
+        with one_blas_thread():
+            loss, error = self.network.loss_and_error(prepared.X, prepared.y)
         return float(loss), float(error)
 
     @property
@@ -241,18 +311,39 @@ class Training:
             "gradient_norm": report.gradient_norm,
             "seconds": report.seconds,
         }
+        metrics |= self._diagnosis(metrics)
         return {"number": number, "metrics": metrics, "stopped": stopped}
+
+    def _diagnosis(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        errors = BiasVariance(metrics["train_error"], metrics["dev_error"], self.reference_error)
+        loss = metrics["train_loss"]
+        self.best_train_loss = min(self.best_train_loss, loss)
+        plateau = on_plateau(loss, metrics["gradient_norm"], self.best_train_loss)
+        before, self.moments = self.moments, self._moments()
+        diagnosis = {"bias": errors.bias, "variance": errors.variance, "plateau": float(plateau)}
+        for layer, shift in enumerate(covariate_shifts(before, self.moments), start=2):
+            diagnosis[f"mean_shift_{layer}"] = shift.mean
+            diagnosis[f"variance_shift_{layer}"] = shift.variance
+        return diagnosis
+
+    def _moments(self) -> list[Moments]:
+        with one_blas_thread():
+            return input_moments(self.network, self.dev.X[:PROBE_ROWS])
 
     def _losses(self) -> dict[str, float]:
         with np.errstate(all="ignore"):
             train_loss, train_error = self.network.loss_and_error(self.train.X, self.train.y)
             dev_loss, dev_error = self.network.loss_and_error(self.dev.X, self.dev.y)
-        return {
+        losses = {
             "train_loss": float(train_loss),
             "dev_loss": float(dev_loss),
             "train_error": float(train_error),
             "dev_error": float(dev_error),
         }
+        if self.with_f1:
+            predicted = self.network.logits(self.dev.X).argmax(axis=0)
+            losses["dev_macro_f1"] = macro_f1(self.dev.y, predicted, self.classes)
+        return losses
 
     def _stop(self, number: int, loss: float) -> bool:
         """Whether this was the last epoch under early stopping; if so, the best network is back."""
@@ -280,7 +371,12 @@ class Training:
 
     def _checkpoint(self) -> bytes:
         stopping = None if self.stopping is None else dataclasses.asdict(self.stopping)
-        training = {"trainer": self.trainer.snapshot(), "stopping": stopping, "last": self.last}
+        training = {
+            "trainer": self.trainer.snapshot(),
+            "stopping": stopping,
+            "last": self.last,
+            "best_train_loss": self.best_train_loss,
+        }
         return dump({"training": training})
 
     def _restore(self, resume: bytes) -> None:
@@ -291,6 +387,15 @@ class Training:
             raise CheckpointError(f"the checkpoint is of another network: {error}") from error
         self.stopping = None if state["stopping"] is None else EarlyStopping(**state["stopping"])
         self.last = state["last"]
+        self.best_train_loss = state["best_train_loss"]
+        self.moments = self._moments()
+
+
+def macro_f1(labels: Any, predicted: Any, classes: int) -> float:
+    """Mean over all classes of F1 = 2·hits/(predicted + actual), 0 for a class that is neither."""
+    hits = np.bincount(labels[labels == predicted], minlength=classes)
+    total = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
+    return float(np.mean(2 * hits / np.maximum(total, 1)))
 
 
 def check_integers(values: Mapping[str, Any]) -> None:
@@ -338,6 +443,6 @@ def one_blas_thread() -> Iterator[None]:
         yield
 
 
-@cache
+@lru_cache(maxsize=16)
 def _cached_split(load_data: Load, study: int) -> Splits:
     return split(load_data(), study)

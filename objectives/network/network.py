@@ -47,6 +47,10 @@ class Network:
         """A network with random weights; see `Architecture.initial`."""
         return cls(architecture, architecture.initial(rng, initialization, dtype))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied by its arrays, since copies of the views would no longer be views."""
+        return Network, (self.architecture, self.parameters, self.running)
+
     def layer_inputs(self, X: Array) -> Iterator[Array]:
         """What each layer receives for rows X (m, n0), and last the logits: arrays (…, n_l, m), l = 0..L."""
         A: Array = X.T

@@ -55,7 +55,12 @@ class Regularization:
     @property
     def active(self) -> tuple[bool, bool, bool]:
         """Which of L1, L2 and dropout have anything to do."""
-        return bool(self.l1.any()), bool(self.l2.any()), bool((self.keep < 1).any())
+        return bool(self.l1.any()), bool(self.l2.any()), any(self.dropping)
+
+    @property
+    def dropping(self) -> tuple[bool, ...]:
+        """For each network, whether it has dropout."""
+        return tuple(bool(keep < 1) for keep in self.keep.reshape(-1))
 
 
 class Step:
@@ -286,12 +291,17 @@ class _Writer:
 
     def drop(self, layer: int, A: Array) -> None:
         """Inverted dropout (Srivastava et al. 2014): the output is A · (u < keep)/keep with uniform u."""
-        step, uniform = self.step, self.block("kept", layer)
-        for rng, part in zip(step.rngs, uniform if step.lead else [uniform], strict=True):
-            self.line.append(partial(rng.random, None, A.dtype, part))
-        self.call(np.less, uniform, step.regularization.keep, uniform)
-        self.call(np.multiply, uniform, step.regularization.kept_scale, uniform)
-        self.call(np.multiply, A, uniform, step.outputs[layer - 1])
+        step, uniform = self.step, self.block("uniform", layer)
+        parts = zip(step.rngs, uniform if step.lead else [uniform], step.regularization.dropping, strict=True)
+        for rng, part, dropping in parts:
+            if dropping:
+                self.line.append(partial(rng.random, None, A.dtype, part))
+            else:  # as alone: nothing is drawn, everything is kept
+                part[...] = 0
+        kept = self.block("kept", layer)
+        self.call(np.less, uniform, step.regularization.keep, kept)
+        self.call(np.multiply, kept, step.regularization.kept_scale, kept)
+        self.call(np.multiply, A, kept, step.outputs[layer - 1])
 
     def forward_output(self, layer: int, Y: Array) -> None:
         """Softmax, shifted by the largest logit so that it cannot overflow; dZ = (softmax - Y)/batch."""

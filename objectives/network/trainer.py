@@ -158,12 +158,12 @@ class Trainer:
             )
         settings = dataclasses.replace(self.settings, **changes)
         self._check_batches(settings.batch_size)
-        before = self.regularization.active
+        before = self.regularization.active, self.regularization.dropping
         self.settings = settings
         self.regularization.set(l1=settings.l1, l2=settings.l2, dropout=settings.dropout)
         if "momentum" in changes:
             self.optimizer.set_momentum(settings.momentum)
-        if self.regularization.active != before or "batch_size" in changes:
+        if (self.regularization.active, self.regularization.dropping) != before or "batch_size" in changes:
             self._steps.clear()
 
     def snapshot(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ scikit-learn are needed here and nowhere else; what is not installed is left out
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -22,16 +23,15 @@ from pathlib import Path
 
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
-
-import numpy as np
-
 sys.path[:0] = [str(Path(__file__).parents[1] / "numerics"), str(Path(__file__).parents[2])]
 
-import textbook
+import numpy as np  # noqa: E402 - reads the environment when it is imported
+import textbook  # noqa: E402
 
-from objectives.network.architecture import Architecture
-from objectives.network.network import Network
-from objectives.network.trainer import Settings, Trainer
+from objectives.network.architecture import Architecture  # noqa: E402
+from objectives.network.network import Network  # noqa: E402
+from objectives.network.stack import Stack  # noqa: E402
+from objectives.network.trainer import Settings, Trainer  # noqa: E402
 
 TURN = 0.02
 
@@ -66,7 +66,7 @@ def floor(sizes, batch, samples) -> Callable[[], object]:
         return rng.normal(size=shape).astype(np.float32)
 
     A = [array(batch, sizes[0]).T, *(array(n, batch) for n in sizes[1:])]
-    W = [array(n, m) for m, n in zip(sizes[:-1], sizes[1:], strict=True)]
+    W = [array(n, m) for m, n in itertools.pairwise(sizes)]
     dZ, dW, dA = [array(n, batch) for n in sizes[1:]], [w.copy() for w in W], [array(n, batch) for n in sizes]
 
     def epoch():
@@ -107,7 +107,7 @@ def torch_eager(sizes, batch, samples, *, fused=False, loader=False) -> Callable
     torch.manual_seed(0)
     X, y = (torch.from_numpy(a) for a in data(sizes, samples))
     layers = []
-    for n_in, n_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for n_in, n_out in itertools.pairwise(sizes[:-1]):
         layers += [torch.nn.Linear(n_in, n_out, bias=False), torch.nn.BatchNorm1d(n_out), torch.nn.ReLU()]
     model = torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-2], sizes[-1]))
     loss_of = torch.nn.CrossEntropyLoss()
@@ -166,7 +166,7 @@ def available() -> dict[str, Callable]:
 
 
 def take_turns(epochs: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of an epoch, (rounds,) for each contestant, after two to warm up.
+    """CPU seconds of an epoch, (rounds,) for each contestant, after two to warm up.
 
     A turn is as many epochs as the first contestant does in `TURN` seconds: trainings run epoch after
     epoch, and the first one after another contestant's turn finds cold caches.
@@ -183,11 +183,11 @@ def take_turns(epochs: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 def timed(run: Callable[[], object], count: int) -> float:
-    """Seconds of one of `count` epochs."""
-    started = time.perf_counter()
+    """CPU seconds of one of `count` epochs."""
+    started = time.process_time()
     for _ in range(count):
         run()
-    return (time.perf_counter() - started) / count
+    return (time.process_time() - started) / count
 
 
 def spread(values, form="{:.2f}") -> str:
@@ -217,7 +217,64 @@ def bench_table(rounds: int) -> list[dict]:
     return results
 
 
-BENCHMARKS = {"table": bench_table}
+STACKS = [
+    # sizes, batch, samples, networks, times as many trials a second: must
+    ((64, 32, 10), 32, 1024, 16, 1.8),
+    ((64, 32, 10), 32, 1024, 64, 1.8),
+    ((2, 16, 16, 3), 32, 1024, 16, 3.0),
+    ((2, 16, 16, 3), 32, 1024, 64, 3.0),
+]
+
+
+def bench_stack(rounds: int) -> list[dict]:
+    """K networks trained as one, against one after another."""
+    results = []
+    print("\nstacked training: how many times as many trials a second as one at a time")
+    for sizes, batch, samples, count, must in STACKS:
+        X, y = data(sizes, samples)
+        architecture = Architecture(sizes, batch_norm=True)
+        networks = [Network.random(architecture, np.random.default_rng(k)) for k in range(count)]
+        settings = [Settings(batch_size=batch, learning_rate=0.001 * (k + 1)) for k in range(count)]
+        rngs = [np.random.default_rng(k) for k in range(count)]
+        stack = Stack(networks, X, y, settings, rngs)
+        trainers = [Trainer(n, X, y, s, [r]) for n, s, r in zip(networks, settings, rngs, strict=True)]
+
+        def one_at_a_time(trainers=trainers):
+            for trainer in trainers:
+                trainer.epoch()
+
+        seconds = take_turns({"stack": stack.epoch, "one at a time": one_at_a_time}, rounds)
+        times = seconds["one at a time"] / seconds["stack"]
+        name = f"{'-'.join(map(str, sizes))}, {batch}, K = {count}"
+        results.append({"case": name, "times": np.median(times)})
+        print(f"{name:>26}  {spread(times)} (must {must})", flush=True)
+    return results
+
+
+def bench_denormals(rounds: int) -> list[dict]:
+    """A network whose ReLUs have died, with and without zeroing Adam's smallest moments once an epoch."""
+    X, y = data((64, 32, 10), 1024)
+
+    def dead(flush):
+        network = Network.random(Architecture((64, 32, 10), batch_norm=True), np.random.default_rng(0))
+        trainer = Trainer(network, X, y, Settings(batch_size=32), [np.random.default_rng(1)])
+        trainer.epoch()
+        network.named["beta1"][...] = -30.0  # from here on no unit of the hidden layer fires
+        if not flush:
+            trainer.optimizer.flush_denormals = lambda: None
+        for _ in range(40):
+            trainer.epoch()
+        return trainer.epoch
+
+    seconds = take_turns({"flushed": dead(flush=True), "left alone": dead(flush=False)}, rounds)
+    times = seconds["left alone"] / seconds["flushed"]
+    print(
+        f"\ndead ReLUs: an epoch with denormal moments takes {spread(times)} times one where they are zeroed"
+    )
+    return [{"case": "denormals", "times": np.median(times)}]
+
+
+BENCHMARKS = {"table": bench_table, "stack": bench_stack, "denormals": bench_denormals}
 
 
 def main() -> None:

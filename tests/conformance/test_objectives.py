@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 
+import numpy as np
 import pytest
 
 from objectives.epoch import Epoch, Objective, Seed
@@ -13,15 +14,38 @@ SEED = Seed(study=3, trial=5)
 QUICK = {"epochs": 3}
 """Few epochs, for objectives that have this hyperparameter."""
 
-NEEDS_DOWNLOAD = {"fashion-mnist"}
-"""Objectives whose data do not come with scikit-learn; their own tests are in test_fashion_mnist.py."""
-
 ENTRIES = {entry.name: entry for entry in importlib.metadata.entry_points(group="tuner.objectives")}
 
 
-@pytest.fixture(params=sorted(set(ENTRIES) - NEEDS_DOWNLOAD))
-def objective(request):
-    return ENTRIES[request.param].load()
+@pytest.fixture(params=sorted(ENTRIES))
+def objective(request, monkeypatch, tmp_path):
+    if request.param == "fashion-mnist":
+        stand_in_for_download(monkeypatch, tmp_path)
+    yield ENTRIES[request.param].load()
+    if request.param == "fashion-mnist":
+        forget_stand_in()
+
+
+def stand_in_for_download(monkeypatch, tmp_path):
+    """Fashion-MNIST's data are not here, so its suite runs on random images of the same shape, read from
+    its cache.
+    """
+    from objectives import fashion_mnist
+
+    rng = np.random.default_rng(0)
+    path = tmp_path / "fashion-mnist.npz"
+    fashion_mnist.write(
+        path, rng.integers(256, size=(300, 784), dtype=np.uint8), np.arange(300, dtype=np.uint8) % 10
+    )
+    monkeypatch.setattr(fashion_mnist, "cache_path", lambda: path)
+    forget_stand_in()
+
+
+def forget_stand_in():
+    from objectives import fashion_mnist, training
+
+    fashion_mnist.load_fashion_mnist.cache_clear()
+    training._cached_split.cache_clear()
 
 
 def quick(objective, **params):

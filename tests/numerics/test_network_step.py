@@ -54,20 +54,16 @@ widths = st.lists(st.integers(1, 7), min_size=0, max_size=3)
 
 @settings(deadline=None, max_examples=150)
 @given(
-    inputs=st.integers(1, 6),
-    hidden=widths,
-    classes=st.integers(2, 5),
+    sizes=st.tuples(st.integers(1, 6), widths, st.integers(2, 5)).map(lambda s: (s[0], *s[1], s[2])),
     batch=st.integers(2, 17),
     activation=st.sampled_from(ACTIVATIONS),
     batch_norm=st.booleans(),
-    penalty=st.sampled_from([(0.0, 0.0), (0.1, 0.0), (0.0, 0.3), (0.2, 0.1)]),
+    penalties=st.sampled_from([(0.0, 0.0), (0.1, 0.0), (0.0, 0.3), (0.2, 0.1)]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_gradient_equals_the_textbook(inputs, hidden, classes, batch, activation, batch_norm, penalty, seed):
-    network, X, Y = problem(
-        (inputs, *hidden, classes), batch, seed=seed, activation=activation, batch_norm=batch_norm
-    )
-    l1, l2 = penalty
+def test_gradient_equals_the_textbook(*, sizes, batch, activation, batch_norm, penalties, seed):
+    network, X, Y = problem(sizes, batch, seed=seed, activation=activation, batch_norm=batch_norm)
+    l1, l2 = penalties
     expected = textbook.forward_backward(network.named, X, Y, activation=activation, l1=l1, l2=l2)
     step = step_gradient(network, X, Y, regularization=regularization(l1, l2))
     for name, gradient in step.named_gradient.items():

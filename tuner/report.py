@@ -233,7 +233,10 @@ def _configurations(result: ComparisonResult) -> Html | None:
         ]
         for arm, run in best.items()
     ]
-    note = "The best trial of each arm over all seeds. Study and trial number are those of the database."
+    note = (
+        "The best trial of each arm over all seeds. Study and trial number are those of the database, "
+        "which `tuner dashboard` shows."
+    )
     table = _table(("arm", "value", *names, "study", "trial"), lines)
     return _section("Best configurations", table, _tag("p", note, class_="note"))
 
@@ -465,13 +468,19 @@ def _saved(result: ComparisonResult, arm: str) -> str:
     runs = [run for run in result.runs if run.arm == arm and run.seed in result.seeds]
     lengths = np.concatenate([np.diff(run.epochs, prepend=0.0) for run in runs])
     full = lengths.max()
-    if not sum(run.pruned for run in runs) or np.sum(lengths == full) < sum(run.completed for run in runs):
+    if (
+        full == 0
+        or not sum(run.pruned for run in runs)
+        or np.sum(lengths == full) < sum(run.completed for run in runs)
+    ):
         return NONE
     budget = next(m.definition.budget for m in result.definition.members if m.arm == arm)
     cut = len(runs) if budget.epochs is not None or budget.seconds is not None else 0
     unclear = sum(run.failed for run in runs) + cut
-    saved = max(0.0, 1 - lengths.mean() / full - unclear / len(lengths))
-    return f"{'≥ ' if unclear else ''}{saved:.0%}"
+    saved = 100 * (1 - lengths.mean() / full - unclear / len(lengths))
+    if not unclear:
+        return f"{saved:.0f}%"
+    return f"≥ {math.floor(saved + 1e-9)}%" if saved >= 1 else NONE
 
 
 def _best_run(result: ComparisonResult, arm: str) -> Run | None:
@@ -517,7 +526,9 @@ def _arms_table(result: ComparisonResult) -> Html:
         ]
         for arm in base.comparison.arms
     ]
-    return _table(("arm", "sampler", "pruner", "what else differs"), lines, numbers=False)
+    width = 4 if any(line[3] != NONE for line in lines) else 3
+    titles = ("arm", "sampler", "pruner", "what else differs")
+    return _table(titles[:width], [line[:width] for line in lines], numbers=False)
 
 
 def _component(settings: Any) -> str:
@@ -870,7 +881,7 @@ DRAW = """
     const line = read("--line"), soft = read("--soft");
     const title = {...given.title, font: {color: soft}, standoff: 8};
     return {automargin: true, gridcolor: line, linecolor: line, zeroline: false, tickfont: {color: soft},
-            ...given, title};
+            fixedrange: touch.matches, ...given, title};
   }
 
   function dressed(layout) {
@@ -881,14 +892,15 @@ DRAW = """
       font: {family: "system-ui, sans-serif", size: 13, color: ink},
       hoverlabel: {bgcolor: paper, bordercolor: line, font: {color: ink}},
       paper_bgcolor: "rgba(0, 0, 0, 0)", plot_bgcolor: "rgba(0, 0, 0, 0)",
+      modebar: {bgcolor: "rgba(0, 0, 0, 0)", color: line, activecolor: ink},
       margin: {l: 8, r: 12, t: 12, b: 8}, uirevision: "kept",
       dragmode: touch.matches ? false : "zoom",
     };
   }
 
   const config = {
-    responsive: true, displaylogo: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "pan2d"],
+    responsive: true, displaylogo: false, displayModeBar: touch.matches ? false : "hover",
+    modeBarButtons: [["toImage", "resetScale2d"]], plotlyServerURL: "",
   };
 
   function draw() {

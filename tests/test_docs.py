@@ -41,7 +41,9 @@ def test_the_readmes_tour_runs(tmp_path: Path) -> None:
         assert done.stdout, command
     assert (tmp_path / "report" / "index.html").exists()
     for code in blocks("python", tour):
-        done = subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], check=False, cwd=tmp_path, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{code}\n{done.stderr}"
 
 

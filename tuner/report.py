@@ -45,6 +45,7 @@ LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b5609a", "#c98a00", "#3a9bd0", "#6b6
 DARK = ("#4ba6e0", "#f5874a", "#2fc39b", "#e29cc8", "#f0b432", "#93d1f5", "#b8b8b8", "#d9cf4a")
 """A colour an arm, told apart by the colour-blind: Okabe and Ito's, with contrast for a light and a dark page."""
 
+BOX_OPACITY = 0.16
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star")
 
@@ -191,15 +192,19 @@ def _anytime(result: ComparisonResult) -> Html | None:
         run.epochs[-1] > 0 for run in result.runs if len(run.best)
     ):
         units.append("epochs")
-    plots = [_plot(f"best-by-{unit}", curves_figure(result, unit), f"by {unit}", 380) for unit in units]
+    many = len(result.arms) > 6
+    height = 360 + 24 * math.ceil(len(result.arms) / 3) if many else 380  # the legend takes its share
+    plots = [_plot(f"best-by-{unit}", curves_figure(result, unit), f"by {unit}", height) for unit in units]
     pruned = " (epochs of pruned trials count)" if "epochs" in units else ""
     caption = (
         f"Best value so far against {' and '.join(units)} spent{pruned}: median over seeds and, shaded, the quartiles. "
-        "A curve begins where enough seeds have a completed trial and ends where the arm's shortest run does. "
-        "The legend switches arms off and on."
+        "A curve begins where enough seeds have a completed trial and ends where the arm's shortest run does; bands "
+        "beyond the worst median are cut off. The legend switches arms off and on."
     )
     return _section(
-        "Best value so far", _tag("div", *plots, class_="plots"), _tag("p", caption, class_="note")
+        "Best value so far",
+        _tag("div", *plots, class_="plots wide" if many else "plots"),
+        _tag("p", caption, class_="note"),
     )
 
 
@@ -233,10 +238,7 @@ def _configurations(result: ComparisonResult) -> Html | None:
         ]
         for arm, run in best.items()
     ]
-    note = (
-        "The best trial of each arm over all seeds. Study and trial number are those of the database, "
-        "which `tuner dashboard` shows."
-    )
+    note = "The best trial of each arm over all seeds; study and trial number are those of the database."
     table = _table(("arm", "value", *names, "study", "trial"), lines)
     return _section("Best configurations", table, _tag("p", note, class_="note"))
 
@@ -303,13 +305,14 @@ def _curve_traces(result: ComparisonResult, arm: str, unit: Unit) -> list[Figure
         part[drawn].tolist() for part in (curve.spent, curve.median, curve.low, curve.high)
     )
     index = result.arms.index(arm)
-    colour = LIGHT[index % len(LIGHT)]
-    common = {"x": x, "type": "scatter", "mode": "lines", "legendgroup": arm, "meta": _meta(index)}
+    colour, opacity = LIGHT[index % len(LIGHT)], max(0.05, min(0.2, 0.6 / len(result.arms)))
+    common = {"x": x, "type": "scatter", "mode": "lines", "legendgroup": arm}
+    common["meta"] = {**_meta(index), "opacity": opacity}
     hidden = {**common, "showlegend": False, "hoverinfo": "skip"}
     edge = {"shape": "hv", "width": 0, "color": colour}
     return [
         {**hidden, "y": low, "line": edge},
-        {**hidden, "y": high, "line": edge, "fill": "tonexty", "fillcolor": _faded(colour)},
+        {**hidden, "y": high, "line": edge, "fill": "tonexty", "fillcolor": _shade(colour, opacity)},
         {
             **common,
             "y": median,
@@ -372,7 +375,7 @@ def _box_trace(index: int, arm: str, values: np.ndarray[Any, Any]) -> Figure:
         "upperfence": [float(high)],
         "width": 0.5,
         "line": {"width": 1.5, "color": colour},
-        "fillcolor": _faded(colour),
+        "fillcolor": _shade(colour, BOX_OPACITY),
         "hoverinfo": "skip",
         "meta": _meta(index),
     }
@@ -434,14 +437,14 @@ def _is_log(values: Sequence[float]) -> bool:
     return len(values) > 0 and min(values) > 0 and max(values) > 10 * min(values)
 
 
-def _meta(index: int) -> dict[str, str]:
-    """Which of the page's colours a trace takes."""
-    return {"colour": f"--arm{index % len(LIGHT)}"}
+def _meta(index: int) -> dict[str, Any]:
+    """What the page needs to draw a trace of this arm in its own colours."""
+    return {"colour": f"--arm{index % len(LIGHT)}", "opacity": BOX_OPACITY}
 
 
-def _faded(colour: str) -> str:
+def _shade(colour: str, opacity: float) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red}, {green}, {blue}, 0.16)"
+    return f"rgba({red}, {green}, {blue}, {opacity:g})"
 
 
 # --------------------------------------------------------------------------------------------- what the sections need
@@ -831,6 +834,7 @@ tbody th { font-weight: 600; }
 .arm0 { color: var(--arm0); } .arm1 { color: var(--arm1); } .arm2 { color: var(--arm2); } .arm3 { color: var(--arm3); }
 .arm4 { color: var(--arm4); } .arm5 { color: var(--arm5); } .arm6 { color: var(--arm6); } .arm7 { color: var(--arm7); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
+.plots.wide { grid-template-columns: 1fr; }
 .plot { min-width: 0; width: 100%; }
 details { margin-top: 1.5rem; font-size: .9rem; }
 summary { cursor: pointer; color: var(--soft); }
@@ -865,7 +869,7 @@ DRAW = """
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const touch = matchMedia("(pointer: coarse)");
   const read = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const faded = hex => `rgba(${[1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16)).join(", ")}, 0.2)`;
+  const shade = (hex, opacity) => `rgba(${[1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16))}, ${opacity})`;
   const figures = [...document.querySelectorAll(".plot")].map(
     place => [place, place.nextElementSibling.textContent]);
 
@@ -873,7 +877,7 @@ DRAW = """
     const colour = read(trace.meta.colour);
     if (trace.line) trace.line.color = colour;
     if (trace.marker) trace.marker.color = colour;
-    if (trace.fillcolor) trace.fillcolor = faded(colour);
+    if (trace.fillcolor) trace.fillcolor = shade(colour, trace.meta.opacity);
     return trace;
   }
 

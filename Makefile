@@ -1,11 +1,11 @@
-# make demo | make test | make check | make docs | make bench | make dashboard | make clean
+# make demo | make test | make check | make docs | make pictures | make bench | make dashboard | make clean
 # Everything a target needs is set up by itself, in .venv; only Python >= 3.11 and make must be there.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check docs bench dashboard clean
+.PHONY: demo test check docs pictures bench dashboard clean
 
 demo: $(VENV)/installed  ## compare four samplers on real digits: tuner.db, report/index.html
 	$(BIN)/tuner compare digits
@@ -21,6 +21,9 @@ check: $(VENV)/installed-test  ## ruff, format, types, layers, tests
 
 docs: $(VENV)/installed-test  ## write the generated parts of the documentation anew
 	UPDATE_DOCS=1 $(BIN)/pytest -q tests/test_docs.py -k fields
+
+pictures: $(VENV)/installed-test  ## the README's pictures, of the demo's own run (needs Chromium)
+	$(BIN)/python tests/browser/pictures.py --storage sqlite:///tuner.db --report report --out docs/images
 
 bench: $(VENV)/installed-test  ## claims of speed, measured
 	$(BIN)/python tests/benchmarks/bench_network.py

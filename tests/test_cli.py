@@ -142,6 +142,7 @@ BAD = [
     ),
     (["compare", "single.toml"], "single.toml: has no [comparison]"),
     (["trials", "small"], "no study is named 'small' in sqlite:///tuner.db"),
+    (["compare", "small.toml", "--out", "small.toml"], "--out small.toml: File exists"),
     (["objectives", "digit"], "no objective is named 'digit'; installed are: ackley"),
 ]
 

@@ -78,6 +78,16 @@ def test_what_is_beaten_is_named_when_not_all_are() -> None:
     assert f"beats {found.ranking[2]}" in found.verdict
 
 
+def test_arms_without_any_completed_trial_tie_and_nobody_wins_over_them_by_that() -> None:
+    inf = np.inf
+    found = result({"a": [1.0, 2.0, 3.0], "b": [inf, inf, inf], "c": [inf, inf, inf]})
+    assert found.ranking[0] == "a"
+    assert found.winner is None
+    assert all(row.p is not None and 0 <= row.p <= 1 for row in found.table()[1:])
+    mixed = result({"a": [1.0, inf, inf], "b": [2.0, inf, 1.0], "c": [inf, 2.0, 1.0]})
+    assert mixed.winner is None
+
+
 def test_only_seeds_that_every_arm_has_begun_count() -> None:
     runs = [run(arm, seed, [2.0, 1.0]) for arm in "abc" for seed in (0, 1)]
     empty = Run("c", 2, "c.c.seed-2", np.array([]), np.array([]), 0, 0, 0, 0.0, {}, None)

@@ -148,7 +148,10 @@ def test_what_is_dumped_parses_to_the_same(name: str) -> None:
             "units": {"type": "int", "low": 2, "high": 8, "scale": "log"},
             "kind": {"choices": ["a", 1, True]},
         },
-        "comparison": {"seeds": 2, "arms": ARMS},
+        "comparison": {
+            "seeds": 2,
+            "arms": [*ARMS, {"name": "c", "sampler": {"name": "random"}, "pruner": {"name": "none"}}],
+        },
     }
     if name == "grid":
         del document["space"]["kind"]["choices"][1]  # type: ignore[attr-defined]  # True == 1

@@ -50,7 +50,7 @@ class Curve:
                 if isinstance(happens, BaseException):
                     raise happens
                 value = params["x"] + 1 / epoch if happens is None else happens
-                yield Epoch(epoch, value, {"dev_error": epoch / 10, "odd": float("nan")})
+                yield Epoch(epoch, value, {"dev_error": epoch / 10, "odd": float("nan"), "x": 7.0})
         finally:
             self.closed.append(seed.trial)
 
@@ -100,6 +100,7 @@ def test_an_objective_of_epochs_given_in_python(sqlite_url: str) -> None:
         assert trial.value == pytest.approx(trial.params["x"] + 0.25)
         assert trial.user_attrs["dev_error"] == 0.4
         assert "odd" not in trial.user_attrs  # NaN is no JSON
+        assert trial.user_attrs["last_x"] == 7.0  # not to be taken for the parameter x
 
 
 def test_what_a_training_raises_is_on_its_trial_and_the_study_goes_on(sqlite_url: str) -> None:

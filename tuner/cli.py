@@ -99,6 +99,10 @@ def compare(
     definition = ComparisonDefinition.load(find_definition(study))
     if seeds is not None:
         definition = definition.with_seeds(seeds)
+    try:
+        out_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # better now than after the run
+        raise DefinitionError(f"--out {out_folder}: {error.strerror}") from None
     manager = StudyManager(storage)
     members = [(member.arm, member.definition) for member in definition.members]
     with _progress(manager, members) as on_outcome:

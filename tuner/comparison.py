@@ -126,9 +126,8 @@ class ComparisonResult:
     def winner(self) -> str | None:
         """The first arm, if it differs significantly from every other; None while that is undecided."""
         rows = self.table()
-        if len(rows) < 2 or any(row.p is None or row.p >= SIGNIFICANCE for row in rows[1:]):
-            return None
-        return rows[0].arm
+        decided = len(rows) > 1 and all(row.p is not None and row.p < SIGNIFICANCE for row in rows[1:])
+        return rows[0].arm if decided else None
 
     @property
     def verdict(self) -> str:

@@ -144,9 +144,6 @@ class StudyDefinition(_Document):
     def dump(self) -> dict[str, Any]:
         """The document: what `parse` reads, in plain types; defaults left out."""
         dumped: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        for key in ("sampler", "pruner"):
-            if key in dumped:  # the name is a default of its own model
-                dumped[key] = {"name": getattr(self, key).name, **dumped[key]}
         return dumped
 
     def check_objective(self) -> None:

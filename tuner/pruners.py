@@ -8,11 +8,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal, Self, TypeAlias, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 import optuna
 from optuna.pruners import BasePruner
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from tuner.errors import DefinitionError
 
@@ -25,6 +32,11 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_serializer(mode="wrap")
+    def _with_name(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # the name tells which settings these are, so it stays even where defaults are left out
+        return {"name": type(self).model_fields["name"].default, **write(self)}
 
     def build(self) -> BasePruner:
         """Optuna's pruner with these settings."""

@@ -68,16 +68,14 @@ def write_report(result: ComparisonResult, folder: Path) -> Path:
         OSError: the folder or a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with np.errstate(invalid="ignore"):  # quantiles between infinite values are NaN, and shown as nothing
-        results = json.dumps(_finite(result.to_dict()), indent=2, allow_nan=False)
+    results = json.dumps(_finite(result.to_dict()), indent=2, allow_nan=False)
     _replace(folder / "results.json", results + "\n")
     return _replace(folder / "index.html", page(result))
 
 
 def page(result: ComparisonResult) -> str:
     """The report as one HTML document: no network, no other file."""
-    with np.errstate(invalid="ignore"):
-        sections = [section(result) for section in SECTIONS]
+    sections = [section(result) for section in SECTIONS]
     scripts = (get_plotlyjs(), DRAW)
     return PAGE.substitute(
         policy=_policy(scripts),
@@ -95,8 +93,7 @@ def terminal_table(result: ComparisonResult) -> Table:
     titles = ("mean\nrank", "median [q1, q3]", "best", "p", "trials\n(pruned)", "epochs", "seconds")
     for title in titles:
         table.add_column(Text(title), justify="right", no_wrap=True, vertical="bottom")
-    with np.errstate(invalid="ignore"):
-        rows = result.table()
+    rows = result.table()
     for row in rows:
         table.add_row(
             Text(row.arm),
@@ -296,8 +293,7 @@ def curves_figure(result: ComparisonResult, unit: Unit = "trials") -> Figure:
 
 
 def _curve_traces(result: ComparisonResult, arm: str, unit: Unit) -> list[Figure]:
-    with np.errstate(invalid="ignore"):
-        curve = result.curve(arm, unit)
+    curve = result.curve(arm, unit)
     drawn = np.isfinite(curve.median) & np.isfinite(curve.low) & np.isfinite(curve.high)
     if not drawn.any():
         return []

@@ -74,7 +74,8 @@ def wilcoxon_p(first: Floats, second: Floats) -> float:
 
     1 where no pair differs. Exact for up to 50 pairs without ties.
     """
-    differences = first - second
+    differences = np.zeros(len(first))
+    np.subtract(first, second, out=differences, where=first != second)  # infinite against infinite is a tie
     if not np.any(differences):
         return 1.0
     return float(stats.wilcoxon(differences).pvalue)

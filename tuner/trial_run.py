@@ -163,8 +163,12 @@ def _outcome(ask_tell: AskTell, lease: Lease, state: TrialState | None, **told: 
 
 
 def _attrs(lease: Lease, last: Epoch | None, started: float, **more: Any) -> dict[str, Any]:
-    """What is kept on the trial besides its value: the last epoch's metrics, and what it cost."""
-    metrics = {} if last is None else {k: float(v) for k, v in last.metrics.items() if math.isfinite(v)}
+    """What is kept on the trial besides its value: the last epoch's metrics, and what it cost.
+
+    A metric that is named as a parameter (the learning rate after its decay) gets `last_` before its name.
+    """
+    reached = {} if last is None else {k: float(v) for k, v in last.metrics.items() if math.isfinite(v)}
+    metrics = {f"last_{k}" if k in lease.params else k: v for k, v in reached.items()}
     spent = {"epochs": len(lease.values), "training_seconds": round(time.perf_counter() - started, 3)}
     attempts = {"attempts": lease.attempt} if lease.attempt > 1 else {}
     return {**metrics, **spent, **attempts, **more}

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 import optuna
 from optuna.samplers import BaseSampler
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from tuner.errors import DefinitionError, MissingDependencyError
 from tuner.samplers.coarse_to_fine import CoarseToFineSampler, stage_lengths
@@ -57,6 +57,11 @@ class SamplerContext:
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_serializer(mode="wrap")
+    def _with_name(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # the name tells which settings these are, so it stays even where defaults are left out
+        return {"name": type(self).model_fields["name"].default, **write(self)}
 
     conditions: ClassVar[bool] = True
     """Whether it copes with parameters that are active only under a condition."""

@@ -128,6 +128,29 @@ def test_too_many_errors_in_a_row_stop_the_study_with_the_reason(sqlite_url: str
         assert len(manager.load("c").trials) == 5
 
 
+class Odd(Curve):
+    """Breaks the contract in the way that its trial's number says."""
+
+    def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+        if seed.trial == 0:
+            return
+        yield Epoch(1, 1.0)
+        if seed.trial == 1:
+            yield Epoch(1, 1.0)
+        raise NotFoundError("no such file of mine")  # our own kind of error, but raised by a training
+
+
+def test_a_training_that_breaks_the_contract_fails_in_words(sqlite_url: str) -> None:
+    with StudyManager(sqlite_url) as manager:
+        trials = manager.run(curve_study(budget={"trials": 3}), Odd()).trials
+    assert [t.state.name for t in trials] == ["FAIL"] * 3
+    assert [t.user_attrs["failure"] for t in trials] == [
+        "ValueError: objective 'curve' yielded no epoch",
+        "ValueError: epoch numbers must grow from 1; got 1 after 1",
+        "NotFoundError: no such file of mine",
+    ]
+
+
 def test_a_pruned_training_is_closed_and_keeps_its_last_value(sqlite_url: str) -> None:
     curve = Curve({5: 100.0})
     pruner = {"name": "median", "startup_trials": 3, "warmup_epochs": 1}

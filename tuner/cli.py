@@ -224,6 +224,8 @@ def main() -> None:
         _exit(error, 2)
     except TunerError as error:
         _exit(error, 1)
+    except optuna.exceptions.StorageInternalError as error:
+        _exit(TunerError(f"the database failed: {error.__cause__ or error}".splitlines()[0]), 1)
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:

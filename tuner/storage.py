@@ -87,9 +87,20 @@ class Database(RDBStorage):
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """A session whose changes are committed together at the end, or not at all."""
-        with _create_scoped_session(self.scoped_session) as session:
-            yield session
+        """A session whose changes are committed together at the end, or not at all.
+
+        Raises:
+            StorageError: the database does not answer, or refuses.
+        """
+        try:
+            with _create_scoped_session(self.scoped_session) as session:
+                yield session
+        except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError) as error:
+            raise self.explain(error) from error
+
+    def explain(self, error: Exception) -> StorageError:
+        """The same in words: which database, and its own reason."""
+        return StorageError(f"{safe_url(self.url)} failed: {_reason(error.__cause__ or error)}")
 
     def create_trial(self, session: Session, study_id: int, number: int, template: FrozenTrial) -> int | None:
         """Create trial `number` with the state, parameters and system attributes of `template`.

@@ -11,16 +11,16 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import optuna
 from optuna.trial import TrialState
 
-from objectives.epoch import Diverged, Epoch, Epochs, Objective, Seed
+from objectives.epoch import Diverged, Epoch, Objective, Seed
 from tuner.ask_tell import Answer, AskTell, Lease
-from tuner.errors import LeaseLostError, TunerError
+from tuner.errors import LeaseLostError, StorageError, TunerError
 
 __all__ = ["Function", "Outcome", "run_trial"]
 
@@ -52,9 +52,16 @@ def run_trial(
         objective: what to train.
         stopping: asked after each epoch; once true, the trial is given back for a later run to take up.
     """
-    lease = ask_tell.ask()
-    if lease is None:
-        return None
+    try:
+        lease = ask_tell.ask()
+        return None if lease is None else _run_leased(ask_tell, lease, objective, stopping)
+    except optuna.exceptions.StorageInternalError as error:
+        raise ask_tell.ledger.database.explain(error) from error
+
+
+def _run_leased(
+    ask_tell: AskTell, lease: Lease, objective: Objective | Function, stopping: Callable[[], bool]
+) -> Outcome:
     try:
         with _heartbeat(ask_tell, lease):
             if isinstance(objective, Objective):
@@ -68,38 +75,58 @@ def run_trial(
         raise
 
 
+class _TrainingError(Exception):
+    """What an objective raised, apart from what our own code around it may raise."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+def _epochs(objective: Objective, params: dict[str, Any], seed: Seed) -> Generator[Epoch, None, None]:
+    """The objective's epochs; whatever it raises, or does against the contract, as `_TrainingError`."""
+    last = 0
+    try:
+        with contextlib.closing(objective.evaluate(params, seed=seed)) as epochs:
+            for epoch in epochs:
+                if epoch.number <= last:
+                    raise ValueError(f"epoch numbers must grow from 1; got {epoch.number} after {last}")
+                if math.isnan(epoch.value):
+                    raise Diverged(epoch.number, "the value is not a number")
+                last = epoch.number
+                yield epoch
+        if last == 0:
+            raise ValueError(f"objective {objective.name!r} yielded no epoch")
+    except Exception as error:
+        raise _TrainingError(error) from error
+
+
 def _run_epochs(
     ask_tell: AskTell, lease: Lease, objective: Objective, stopping: Callable[[], bool]
 ) -> Outcome:
     definition = ask_tell.definition
     last: Epoch | None = None
     started = clock = time.perf_counter()
-    try:
-        params = {**definition.fixed, **lease.params}
-        epochs: Epochs = objective.evaluate(params, seed=Seed(definition.seed, lease.number))
-        with contextlib.closing(epochs):
-            for epoch in epochs:
-                last = epoch
-                if math.isnan(epoch.value):
-                    raise Diverged(epoch.number, "the value is not a number")
-                now = time.perf_counter()
-                answer = ask_tell.report(lease, epoch.number, epoch.value, seconds=now - clock)
-                clock = now
-                if answer is not Answer.CONTINUE:
-                    stopped = "pruner" if answer is Answer.PRUNE else "budget"
-                    attrs = _attrs(lease, last, started, stopped=stopped)
-                    return _tell(ask_tell, lease, TrialState.PRUNED, lease.last_value, attrs)
-                if stopping():
-                    ask_tell.release(lease)
-                    return _outcome(ask_tell, lease, None)
-    except (LeaseLostError, TunerError, optuna.exceptions.StorageInternalError):
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a training raises is recorded
-        return _fail(ask_tell, lease, error, _attrs(lease, last, started))
-    if last is None:
-        nothing = ValueError(f"objective {objective.name!r} yielded no epoch")
-        return _fail(ask_tell, lease, nothing, _attrs(lease, last, started))
-    return _tell(ask_tell, lease, TrialState.COMPLETE, last.value, _attrs(lease, last, started))
+    epochs = _epochs(objective, {**definition.fixed, **lease.params}, Seed(definition.seed, lease.number))
+    with contextlib.closing(epochs):
+        while True:
+            try:
+                epoch = next(epochs, None)
+            except _TrainingError as error:
+                return _fail(ask_tell, lease, error.cause, _attrs(lease, last, started))
+            if epoch is None:
+                break
+            last, now = epoch, time.perf_counter()
+            answer = ask_tell.report(lease, epoch.number, epoch.value, seconds=now - clock)
+            clock = now
+            if answer is not Answer.CONTINUE:
+                stopped = "pruner" if answer is Answer.PRUNE else "budget"
+                attrs = _attrs(lease, last, started, stopped=stopped)
+                return _tell(ask_tell, lease, TrialState.PRUNED, lease.last_value, attrs)
+            if stopping():
+                ask_tell.release(lease)
+                return _outcome(ask_tell, lease, None)
+    return _tell(ask_tell, lease, TrialState.COMPLETE, lease.last_value, _attrs(lease, last, started))
 
 
 class _LeasedTrial(optuna.Trial):
@@ -133,7 +160,7 @@ def _run_function(ask_tell: AskTell, lease: Lease, function: Function) -> Outcom
             raise Diverged(max(1, len(lease.values)), "the value is not a number")
     except optuna.TrialPruned:
         return _tell(ask_tell, lease, TrialState.PRUNED, lease.last_value, _attrs(lease, None, started))
-    except (LeaseLostError, TunerError, optuna.exceptions.StorageInternalError):
+    except (LeaseLostError, StorageError, optuna.exceptions.StorageInternalError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever a training raises is recorded
         return _fail(ask_tell, lease, error, _attrs(lease, None, started))
@@ -185,7 +212,7 @@ def _heartbeat(ask_tell: AskTell, lease: Lease) -> Iterator[None]:
                 ask_tell.heartbeat(lease)
             except LeaseLostError:
                 return  # the next report or tell says so
-            except optuna.exceptions.StorageInternalError:
+            except StorageError:
                 continue  # the database may be back before the lease runs out
 
     thread = threading.Thread(target=beat, name=f"heartbeat of trial {lease.number}", daemon=True)

@@ -41,7 +41,7 @@ from objectives.network.optimizers import OPTIMIZERS
 from objectives.network.schedules import SCHEDULES, Schedule
 from objectives.network.trainer import EarlyStopping, NotFinite, Settings, Trainer
 
-__all__ = ["HYPERPARAMETERS", "TrainingObjective"]
+__all__ = ["HYPERPARAMETERS", "Training", "TrainingObjective", "one_blas_thread"]
 
 PROBE_ROWS = 256
 """Rows of the dev split on which the layers' inputs are watched."""
@@ -165,10 +165,9 @@ class TrainingObjective:
                 learning_rate, momentum, l1, l2, dropout and batch_size.
             Diverged: gradients, parameters or losses are NaN or infinite.
         """
-        full = self._complete(params)
+        full = self.complete(params)
         if full["evaluation"] == "holdout":
-            splits = self.splits(seed)
-            yield from self._training(splits.train, splits.dev, full, seed).epochs(resume)
+            yield from self.training(full, seed).epochs(resume)
         else:
             yield from self._cross_validate(full, seed, resume)
 
@@ -192,13 +191,17 @@ class TrainingObjective:
         (same `study`, hence the same splits). Given the checkpoint of a finished training, it trains no
         further.
         """
-        full = {**self._complete(params), "evaluation": "holdout"}
-        splits = self.splits(seed)
-        training = self._training(splits.train, splits.dev, full, seed)
+        full = {**self.complete(params), "evaluation": "holdout"}
+        training = self.training(full, seed)
         for _ in training.epochs(resume):
             pass
-        loss, error = training.score(splits.test)
+        loss, error = training.score(self.splits(seed).test)
         return {"test_loss": loss, "test_error": error}
+
+    def training(self, full: Mapping[str, Any], seed: Seed) -> Training:
+        """A training on the study's train split, watched on its dev split; `full` as from `complete`."""
+        splits = self.splits(seed)
+        return self._training(splits.train, splits.dev, full, seed)
 
     def _training(
         self, train: Data, dev: Data, full: Mapping[str, Any], seed: Seed, fold: int = 0
@@ -214,7 +217,8 @@ class TrainingObjective:
             with_f1=self.macro_f1,
         )
 
-    def _complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """All hyperparameters with their values; ValueError for what is not legal."""
         full = complete_params(self.hyperparameters, params)
         check_integers(full)
         return full

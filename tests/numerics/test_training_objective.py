@@ -31,6 +31,7 @@ from objectives.network.architecture import Architecture
 from objectives.network.diagnosis import BiasVariance, covariate_shifts, input_moments, plateau_epochs
 from objectives.network.network import Network
 from objectives.network.trainer import Settings, Trainer
+from objectives.side_by_side import evaluate_side_by_side
 from objectives.synthetic import imbalanced, load_clusters, load_imbalanced, load_spirals
 from objectives.tabular import load_breast_cancer, load_wine, wine
 from objectives.training import HYPERPARAMETERS, Training, macro_f1
@@ -495,6 +496,56 @@ def test_a_class_that_the_train_split_lacks_is_a_class():
     for study in range(6):
         assert len(values(rare, {"epochs": 1}, Seed(study))) == 1
         assert rare.test_metrics({"epochs": 1}, seed=Seed(study))["test_error"] <= 1
+
+
+# Side by side -----------------------------------------------------------------------------------------------
+
+
+def test_trials_side_by_side_are_the_trials_one_by_one():
+    """In single precision rounding grows with the epochs, so three epochs with small steps."""
+    rng = np.random.default_rng(0)
+    params = [
+        {
+            "epochs": 3,
+            "learning_rate": float(10 ** rng.uniform(-4, -2)),
+            "momentum": float(rng.uniform(0.5, 0.99)),
+            "dropout": 0.1 * k,
+            "l2": 1e-3 * k,
+            "schedule": "cosine",
+        }
+        for k in range(4)
+    ]
+    seeds = [Seed(1, k) for k in range(4)]
+    together = list(evaluate_side_by_side(digits, params, seeds=seeds))
+    assert len(together) == 3
+    for k, (own, seed) in enumerate(zip(params, seeds, strict=True)):
+        for alone, epochs in zip(digits.evaluate(own, seed=seed), together, strict=True):
+            assert epochs[k].number == alone.number
+            assert epochs[k].value == pytest.approx(alone.value, rel=2e-3)
+            assert epochs[k].metrics["learning_rate"] == pytest.approx(alone.metrics["learning_rate"])
+            assert epochs[k].metrics["train_error"] == pytest.approx(alone.metrics["train_error"], abs=0.005)
+
+
+def test_a_trial_that_diverges_leaves_those_beside_it_alone():
+    base = {"epochs": 2, "optimizer": "sgd", "batch_norm": False}
+    params = [{**base, "learning_rate": 100.0}, {**base, "learning_rate": 0.01}]
+    first, second = evaluate_side_by_side(digits, params, seeds=[Seed(1, 0), Seed(1, 1)])
+    assert isinstance(first[0], Diverged)
+    assert second[0] is first[0]
+    assert second[1].value < first[1].value
+
+
+@pytest.mark.parametrize(
+    ("params", "seeds", "message"),
+    [
+        (({}, {"layers": 2}), (Seed(0), Seed(0)), "must share layers"),
+        (({}, {}), (Seed(0), Seed(1)), "must share their study seed"),
+        (({"patience": 3}, {}), (Seed(0), Seed(0)), "early stopping"),
+    ],
+)
+def test_what_cannot_go_side_by_side_is_refused(params, seeds, message):
+    with pytest.raises(ValueError, match=message):
+        next(evaluate_side_by_side(digits, params, seeds=seeds))
 
 
 def test_objectives_are_frozen():

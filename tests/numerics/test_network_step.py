@@ -224,6 +224,12 @@ def test_softmax_at_test_time(classes, samples, seed):
     np.testing.assert_allclose(log_softmax(logits), np.log(textbook.softmax(logits)), rtol=1e-9, atol=1e-12)
 
 
+def test_softmax_at_test_time_is_stable():
+    logits = np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, 1e4]])
+    np.testing.assert_allclose(softmax(logits), [[1, 0.5, 0], [0, 0.5, 1]])
+    np.testing.assert_allclose(log_softmax(logits), [[0, -np.log(2), -1e4], [-2e4, -np.log(2), 0]])
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_at_test_time(activation):
     Z = np.linspace(-40, 40, 81)

@@ -292,6 +292,16 @@ def test_early_stopping_resumes_bit_for_bit():
     assert [e.value for e in digits.evaluate(params, seed=SEED, resume=checkpoint)] == whole[3:]
 
 
+def test_a_checkpoint_keeps_the_best_train_loss():
+    splits = digits.splits(SEED)
+    full = digits.complete({"epochs": 4})
+    first, second = (Training(splits.train, splits.dev, full, SEED, classes=10) for _ in range(2))
+    epoch = next(first.epochs(None))
+    first.best_train_loss = 1e-9
+    next(second.epochs(epoch.checkpoint()))
+    assert second.best_train_loss == 1e-9
+
+
 def test_a_checkpoint_keeps_adjustments():
     epochs = digits.evaluate({"epochs": 4}, seed=SEED)
     next(epochs)
@@ -482,7 +492,8 @@ def test_training_leaves_the_data_alone():
 def test_results_do_not_depend_on_workers_or_threads():
     """The same in this process, in two workers beside each other, and whatever the BLAS threads are set to."""
     params = {"epochs": 2, "hidden_units": 300, "layers": 2, "batch_size": 256}
-    alone = values(digits, params)
+    with threadpool_limits(1, user_api="blas"):
+        alone = values(digits, params)
     with threadpool_limits(2, user_api="blas"):
         assert values(digits, params) == alone
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as workers:

@@ -39,7 +39,7 @@ from objectives.network.diagnosis import (
 from objectives.network.network import Network
 from objectives.network.optimizers import OPTIMIZERS
 from objectives.network.schedules import SCHEDULES, Schedule
-from objectives.network.trainer import EarlyStopping, NotFinite, Settings, Trainer
+from objectives.network.trainer import ADJUSTABLE, EarlyStopping, NotFinite, Settings, Trainer
 
 __all__ = ["HYPERPARAMETERS", "Training", "TrainingObjective", "one_blas_thread"]
 
@@ -158,7 +158,9 @@ class TrainingObjective:
     def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
         """See `objectives.epoch.Objective`.
 
-        A checkpoint of the last epoch resumes by yielding that epoch again.
+        A checkpoint of the last epoch resumes by yielding that epoch again. Adjustments made before the
+        checkpoint stay, except where `params` now says something else than it did then: that is how
+        population-based training goes on from another trial's network with other hyperparameters.
 
         Raises:
             ValueError: from the first `next`, for parameters; from `send`, for adjustments of anything but
@@ -212,7 +214,7 @@ class TrainingObjective:
             full,
             seed,
             fold,
-            classes=self.load().classes,
+            classes=max(part.classes for part in self.splits(seed)),
             reference_error=self.reference_error,
             with_f1=self.macro_f1,
         )
@@ -229,12 +231,20 @@ class TrainingObjective:
         done = [] if resume is None else [dict(metrics) for metrics in _load(resume, "folds")]
         for number, (train, dev) in enumerate(folds(together, full["folds"], seed.study), start=1):
             if number > len(done):
-                *_, last = self._training(train, dev, full, seed, fold=number).epochs(None)
-                done.append(dict(last.metrics))
+                done.append(self._fold_metrics(train, dev, full, seed, number))
                 _refuse((yield _fold_epoch(number, done[-1], done)))
         mean = {name: float(np.mean([metrics[name] for metrics in done])) for name in done[0]}
         mean["dev_loss_std"] = float(np.std([metrics["dev_loss"] for metrics in done], ddof=1))
         yield _fold_epoch(len(done) + 1, mean, done)
+
+    def _fold_metrics(
+        self, train: Data, dev: Data, full: dict[str, Any], seed: Seed, fold: int
+    ) -> dict[str, float]:
+        try:
+            *_, last = self._training(train, dev, full, seed, fold).epochs(None)
+        except Diverged as error:
+            raise Diverged(error.epoch, f"{error.cause}, in fold {fold}") from None
+        return dict(last.metrics)
 
 
 class Training:
@@ -253,6 +263,7 @@ class Training:
         with_f1: bool = False,
     ) -> None:
         self.full, self.classes = full, classes
+        self.given = {name: full[name] for name in ADJUSTABLE}
         self.normalizer = Normalizer.fit(full["input_normalization"], train.X)
         self.train, self.dev = self._prepared(train), self._prepared(dev)
         initial, order = random_stream(seed, fold, 0), random_stream(seed, fold, 1)
@@ -380,6 +391,7 @@ class Training:
             "stopping": stopping,
             "last": self.last,
             "best_train_loss": self.best_train_loss,
+            "given": self.given,
         }
         return dump({"training": training})
 
@@ -387,6 +399,7 @@ class Training:
         state = _load(resume, "training")
         try:
             self.trainer.restore(state["trainer"])
+            self.trainer.adjust(**{k: v for k, v in self.given.items() if v != state["given"][k]})
         except ValueError as error:
             raise CheckpointError(f"the checkpoint is of another network: {error}") from error
         self.stopping = None if state["stopping"] is None else EarlyStopping(**state["stopping"])

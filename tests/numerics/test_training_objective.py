@@ -310,6 +310,25 @@ def test_a_checkpoint_keeps_adjustments():
     assert [e.value for e in digits.evaluate({"epochs": 4}, seed=SEED, resume=checkpoint)] == rest
 
 
+def test_population_based_training_resumes_with_other_hyperparameters():
+    """Weights, optimizer state and adjustments are the donor's; what is asked for anew is the receiver's."""
+    params = {"epochs": 3, "optimizer": "momentum", "learning_rate": 0.1}
+    epochs = digits.evaluate(params, seed=SEED)
+    next(epochs)
+    checkpoint = epochs.send({"l2": 0.01}).checkpoint()
+    changed = {**params, "learning_rate": 0.3, "momentum": 0.5}
+    (last,) = digits.evaluate(changed, seed=Seed(1, 9), resume=checkpoint)
+    by_hand = epochs.send({"learning_rate": 0.3, "momentum": 0.5})
+    assert last.metrics["learning_rate"] == 0.3
+    assert last.value == by_hand.value
+
+
+def test_a_fold_that_diverges_is_named():
+    params = {**CROSS_VALIDATION, "optimizer": "sgd", "learning_rate": 100.0, "batch_norm": False}
+    with pytest.raises(Diverged, match=r"diverged in epoch \d: .*, in fold 1"):
+        list(digits.evaluate(params, seed=SEED))
+
+
 @pytest.mark.parametrize("resume", [b"", b"nonsense"])
 def test_what_is_no_checkpoint_is_refused(resume):
     with pytest.raises(ValueError, match="not a checkpoint"):

@@ -134,9 +134,9 @@ class TrainingObjective:
     `diagnose` puts a trial's metrics into words.
 
     With `patience` the last epoch's value and losses are those of the best network, which is restored.
-    With `evaluation="cross-validation"` step k = 1..folds yields the value of fold k, trained for all its
-    epochs, and one last step yields their mean, the score; the folds part train and dev split together,
-    never the test split.
+    With `evaluation="cross-validation"` (or `{"method": "cross-validation", "folds": 5}`) step k = 1..folds
+    yields the value of fold k, trained for all its epochs, and one last step yields their mean, the score;
+    the folds part train and dev split together, never the test split.
     """
 
     name: str
@@ -221,7 +221,7 @@ class TrainingObjective:
 
     def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """All hyperparameters with their values; ValueError for what is not legal."""
-        full = complete_params(self.hyperparameters, params)
+        full = complete_params(self.hyperparameters, flatten_evaluation(params))
         check_integers(full)
         return full
 
@@ -415,6 +415,18 @@ def macro_f1(labels: Any, predicted: Any, classes: int) -> float:
     return float(np.mean(2 * hits / np.maximum(total, 1)))
 
 
+def flatten_evaluation(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`evaluation = {method = "cross-validation", folds = 5}` as the two hyperparameters that it stands for."""
+    evaluation = params.get("evaluation")
+    if not isinstance(evaluation, Mapping):
+        return params
+    unknown = sorted(set(evaluation) - {"method", "folds"})
+    if unknown:
+        raise ValueError(f"evaluation takes method and folds; got {', '.join(unknown)}")
+    renamed = {"evaluation" if name == "method" else name: value for name, value in evaluation.items()}
+    return {**{k: v for k, v in params.items() if k != "evaluation"}, **renamed}
+
+
 def check_integers(values: Mapping[str, Any]) -> None:
     """ValueError for a count that is not a whole number."""
     for name in INTEGERS & set(values):
@@ -455,7 +467,11 @@ def _controller() -> ThreadpoolController:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """One BLAS thread: at these sizes a second makes it slower, and results depend on the number of cores."""
+    """One BLAS thread: at these sizes a second makes it slower, and results depend on the number of cores.
+
+    OpenBLAS has one setting for the whole process and takes it from the main thread only: whoever trains in
+    other threads sets OPENBLAS_NUM_THREADS=1 for the process.
+    """
     with _controller().limit(limits=1, user_api="blas"):
         yield
 

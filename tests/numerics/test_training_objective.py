@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import optuna
@@ -355,6 +355,18 @@ def test_each_fold_is_a_step_and_the_mean_the_score():
     assert score == pytest.approx(np.mean(fold_values), rel=1e-12)
 
 
+def test_the_evaluation_can_be_said_in_one():
+    params = {"epochs": 2, "evaluation": {"method": "cross-validation", "folds": 4}}
+    assert values(wine, params) == values(wine, CROSS_VALIDATION)
+    assert wine.complete({"evaluation": {"method": "holdout"}}) == wine.complete({})
+    for evaluation, message in (
+        ({"fold": 4}, "evaluation takes method and folds; got fold"),
+        ({"folds": 1}, "folds"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wine.complete({"evaluation": evaluation})
+
+
 def test_folds_are_trained_for_all_their_epochs_on_train_and_dev_together():
     splits = wine.splits(SEED)
     together = Data(*(np.concatenate(pair) for pair in zip(splits.train, splits.dev, strict=True)))
@@ -509,10 +521,12 @@ def test_training_leaves_the_data_alone():
 
 
 def test_results_do_not_depend_on_workers_or_threads():
-    """The same in this process, in two workers beside each other, and whatever the BLAS threads are set to."""
+    """The same alone, in threads of a process with one BLAS thread, and in processes however many it has."""
     params = {"epochs": 2, "hidden_units": 300, "layers": 2, "batch_size": 256}
     with threadpool_limits(1, user_api="blas"):
         alone = values(digits, params)
+        with ThreadPoolExecutor(3) as workers:
+            assert list(workers.map(values, [digits] * 6, [params] * 6)) == [alone] * 6
     with threadpool_limits(2, user_api="blas"):
         assert values(digits, params) == alone
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as workers:

@@ -37,7 +37,7 @@ def load_clusters() -> Data:
         n_redundant=0,
         n_classes=4,
         n_clusters_per_class=8,
-        class_sep=1.5,
+        class_sep=2.0,
         flip_y=0.0,
         random_state=0,
     )

@@ -39,9 +39,9 @@ from objectives.network.diagnosis import (
 from objectives.network.network import Network
 from objectives.network.optimizers import OPTIMIZERS
 from objectives.network.schedules import SCHEDULES, Schedule
-from objectives.network.trainer import EarlyStopping, NotFinite, Settings, Trainer
+from objectives.network.trainer import ADJUSTABLE, EarlyStopping, NotFinite, Settings, Trainer
 
-__all__ = ["HYPERPARAMETERS", "TrainingObjective"]
+__all__ = ["HYPERPARAMETERS", "Training", "TrainingObjective", "one_blas_thread"]
 
 PROBE_ROWS = 256
 """Rows of the dev split on which the layers' inputs are watched."""
@@ -134,9 +134,9 @@ class TrainingObjective:
     `diagnose` puts a trial's metrics into words.
 
     With `patience` the last epoch's value and losses are those of the best network, which is restored.
-    With `evaluation="cross-validation"` step k = 1..folds yields the value of fold k, trained for all its
-    epochs, and one last step yields their mean, the score; the folds part train and dev split together,
-    never the test split.
+    With `evaluation="cross-validation"` (or `{"method": "cross-validation", "folds": 5}`) step k = 1..folds
+    yields the value of fold k, trained for all its epochs, and one last step yields their mean, the score;
+    the folds part train and dev split together, never the test split.
     """
 
     name: str
@@ -158,17 +158,18 @@ class TrainingObjective:
     def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
         """See `objectives.epoch.Objective`.
 
-        A checkpoint of the last epoch resumes by yielding that epoch again.
+        A checkpoint of the last epoch resumes by yielding that epoch again. Adjustments made before the
+        checkpoint stay, except where `params` now says something else than it did then: that is how
+        population-based training goes on from another trial's network with other hyperparameters.
 
         Raises:
             ValueError: from the first `next`, for parameters; from `send`, for adjustments of anything but
                 learning_rate, momentum, l1, l2, dropout and batch_size.
             Diverged: gradients, parameters or losses are NaN or infinite.
         """
-        full = self._complete(params)
+        full = self.complete(params)
         if full["evaluation"] == "holdout":
-            splits = self.splits(seed)
-            yield from self._training(splits.train, splits.dev, full, seed).epochs(resume)
+            yield from self.training(full, seed).epochs(resume)
         else:
             yield from self._cross_validate(full, seed, resume)
 
@@ -192,13 +193,17 @@ class TrainingObjective:
         (same `study`, hence the same splits). Given the checkpoint of a finished training, it trains no
         further.
         """
-        full = {**self._complete(params), "evaluation": "holdout"}
-        splits = self.splits(seed)
-        training = self._training(splits.train, splits.dev, full, seed)
+        full = {**self.complete(params), "evaluation": "holdout"}
+        training = self.training(full, seed)
         for _ in training.epochs(resume):
             pass
-        loss, error = training.score(splits.test)
+        loss, error = training.score(self.splits(seed).test)
         return {"test_loss": loss, "test_error": error}
+
+    def training(self, full: Mapping[str, Any], seed: Seed) -> Training:
+        """A training on the study's train split, watched on its dev split; `full` as from `complete`."""
+        splits = self.splits(seed)
+        return self._training(splits.train, splits.dev, full, seed)
 
     def _training(
         self, train: Data, dev: Data, full: Mapping[str, Any], seed: Seed, fold: int = 0
@@ -209,13 +214,14 @@ class TrainingObjective:
             full,
             seed,
             fold,
-            classes=self.load().classes,
+            classes=max(part.classes for part in self.splits(seed)),
             reference_error=self.reference_error,
             with_f1=self.macro_f1,
         )
 
-    def _complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        full = complete_params(self.hyperparameters, params)
+    def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """All hyperparameters with their values; ValueError for what is not legal."""
+        full = complete_params(self.hyperparameters, flatten_evaluation(params))
         check_integers(full)
         return full
 
@@ -225,12 +231,20 @@ class TrainingObjective:
         done = [] if resume is None else [dict(metrics) for metrics in _load(resume, "folds")]
         for number, (train, dev) in enumerate(folds(together, full["folds"], seed.study), start=1):
             if number > len(done):
-                *_, last = self._training(train, dev, full, seed, fold=number).epochs(None)
-                done.append(dict(last.metrics))
+                done.append(self._fold_metrics(train, dev, full, seed, number))
                 _refuse((yield _fold_epoch(number, done[-1], done)))
         mean = {name: float(np.mean([metrics[name] for metrics in done])) for name in done[0]}
         mean["dev_loss_std"] = float(np.std([metrics["dev_loss"] for metrics in done], ddof=1))
         yield _fold_epoch(len(done) + 1, mean, done)
+
+    def _fold_metrics(
+        self, train: Data, dev: Data, full: dict[str, Any], seed: Seed, fold: int
+    ) -> dict[str, float]:
+        try:
+            *_, last = self._training(train, dev, full, seed, fold).epochs(None)
+        except Diverged as error:
+            raise Diverged(error.epoch, f"{error.cause}, in fold {fold}") from None
+        return dict(last.metrics)
 
 
 class Training:
@@ -249,6 +263,7 @@ class Training:
         with_f1: bool = False,
     ) -> None:
         self.full, self.classes = full, classes
+        self.given = {name: full[name] for name in ADJUSTABLE}
         self.normalizer = Normalizer.fit(full["input_normalization"], train.X)
         self.train, self.dev = self._prepared(train), self._prepared(dev)
         initial, order = random_stream(seed, fold, 0), random_stream(seed, fold, 1)
@@ -376,6 +391,7 @@ class Training:
             "stopping": stopping,
             "last": self.last,
             "best_train_loss": self.best_train_loss,
+            "given": self.given,
         }
         return dump({"training": training})
 
@@ -383,6 +399,7 @@ class Training:
         state = _load(resume, "training")
         try:
             self.trainer.restore(state["trainer"])
+            self.trainer.adjust(**{k: v for k, v in self.given.items() if v != state["given"][k]})
         except ValueError as error:
             raise CheckpointError(f"the checkpoint is of another network: {error}") from error
         self.stopping = None if state["stopping"] is None else EarlyStopping(**state["stopping"])
@@ -396,6 +413,18 @@ def macro_f1(labels: Any, predicted: Any, classes: int) -> float:
     hits = np.bincount(labels[labels == predicted], minlength=classes)
     total = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
     return float(np.mean(2 * hits / np.maximum(total, 1)))
+
+
+def flatten_evaluation(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`evaluation = {method = "cross-validation", folds = 5}` as the two hyperparameters that it stands for."""
+    evaluation = params.get("evaluation")
+    if not isinstance(evaluation, Mapping):
+        return params
+    unknown = sorted(set(evaluation) - {"method", "folds"})
+    if unknown:
+        raise ValueError(f"evaluation takes method and folds; got {', '.join(unknown)}")
+    renamed = {"evaluation" if name == "method" else name: value for name, value in evaluation.items()}
+    return {**{k: v for k, v in params.items() if k != "evaluation"}, **renamed}
 
 
 def check_integers(values: Mapping[str, Any]) -> None:
@@ -438,7 +467,11 @@ def _controller() -> ThreadpoolController:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """One BLAS thread: at these sizes a second makes it slower, and results depend on the number of cores."""
+    """One BLAS thread: at these sizes a second makes it slower, and results depend on the number of cores.
+
+    OpenBLAS has one setting for the whole process and takes it from the main thread only: whoever trains in
+    other threads sets OPENBLAS_NUM_THREADS=1 for the process.
+    """
     with _controller().limit(limits=1, user_api="blas"):
         yield
 

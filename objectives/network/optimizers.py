@@ -33,7 +33,7 @@ __all__ = [
 
 OptimizerName = Literal["adam", "momentum", "rmsprop", "sgd"]
 
-CHUNK = 24_576
+CHUNK = 32_768
 """Entries updated at a time: parameters, gradient and moments of a chunk stay in cache together."""
 
 TINY = 1e-25

@@ -66,10 +66,10 @@ class Regularization:
 class Step:
     """Forward and backward pass for batches of one size.
 
-    `gather(X, onehot, order)` copies the rows `order` (…, batches · batch) into the step's slots;
+    `gather(X, onehot, order)` copies the rows `order` (…, batches · batch) into the step's slots.
     `lines[i]` is then the straight line of calls that computes the gradient of batch i into `gradient` (…,
-    parameters), its squared norm into `square_norms[i]`, and the batch statistics into the running
-    statistics.
+    parameters), its squared norm into `square_norms[i]`, and its mean and variance into `history[i]`;
+    `update_running` takes those into the network's running statistics.
 
     Raises:
         ValueError: batch normalisation with a batch of one.
@@ -121,6 +121,16 @@ class Step:
         # one-hot labels over the batch size: what the mean cross-entropy's gradient subtracts
         np.multiply(by_slot, self.per_sample, self.labels[..., :filled, :, :])
 
+    def update_running(self, filled: int) -> None:
+        """Take the statistics of the first `filled` batches into the running ones, oldest first.
+
+        Unrolled over k batches, running = m·running + (1 - m)·batch is mᵏ·running + Σ (1 - m)·mᵏ⁻ʲ·batch_j.
+        """
+        if self.history.size:
+            running = self.network.running
+            running *= self.running_keep**filled
+            running += (self.history_weights[-filled:] * self.history[:filled]).sum(axis=0)
+
     def _empty(self, *shape: int) -> Array:
         return np.empty((*self.lead, *shape), self.dtype)
 
@@ -130,11 +140,6 @@ class Step:
         if key not in self._buffers:
             self._buffers[key] = np.empty((*self.lead, *shape), self.dtype if dtype is None else dtype)
         return self._buffers[key]
-
-    @property
-    def line_length(self) -> int:
-        """Calls a step makes."""
-        return len(self.lines[0])
 
     def _scalar(self, value: float) -> Array:
         """A 0-d array: NumPy takes it faster than a Python number, and without promotion."""
@@ -155,35 +160,35 @@ class Step:
             )
             for n in widths
         ]
-        self.batch_statistics = np.zeros_like(self.network.running)
-        self.statistics = running_views(architecture, self.batch_statistics, self.lead)
+        self.history = np.zeros((self.slots, self.network.running.size), self.dtype)
 
     def _set_running_weights(self, bn_momentum: Any) -> None:
-        """running = m · running + (1 - m) · batch, where the batch variance is the unbiased one, as in
-        PyTorch.
+        """What batches count for in running = m·running + (1 - m)·batch, by how many came after them.
+
+        The batch variance counts as the unbiased one here, as in PyTorch.
         """
-        self.running_keep = np.empty_like(self.network.running)
-        self.running_take = np.empty_like(self.network.running)
+        architecture = self.network.architecture
+        self.running_keep, take = np.empty_like(self.network.running), np.empty_like(self.network.running)
         m = np.reshape(bn_momentum, (*self.lead, 1) if self.lead else ())
-        for keep in running_views(self.network.architecture, self.running_keep, self.lead):
+        for keep in running_views(architecture, self.running_keep, self.lead):
             keep[0][...] = keep[1][...] = m
-        for mean, variance in running_views(self.network.architecture, self.running_take, self.lead):
+        for mean, variance in running_views(architecture, take, self.lead):
             mean[...] = 1 - m
             variance[...] = (1 - m) * self.batch / (self.batch - 1)
+        ages = np.arange(self.slots - 1, -1, -1)[:, None]
+        self.history_weights = (take * self.running_keep.astype(np.float64) ** ages).astype(self.dtype)
 
     def _line(self, slot: int) -> list[Call]:
         """All calls of one step, in order."""
         part = slice(slot * self.batch, (slot + 1) * self.batch)
         X, Y = self.rows[..., part, :], self.labels[..., slot, :, :]
-        writer = _Writer(self, X)
+        writer = _Writer(self, X, running_views(self.network.architecture, self.history[slot], self.lead))
         last = self.network.architecture.depth
         for layer in range(1, last):
             writer.forward_hidden(layer)
         writer.forward_output(last, Y)
         for layer in range(last, 0, -1):
             writer.backward(layer)
-        if self.statistics:
-            writer.update_running()
         writer.regularize()
         writer.square_norm(self.square_norms[slot : slot + 1].reshape(self.lead))
         return writer.line
@@ -195,8 +200,9 @@ class _Writer:
     Intermediate results live in the step's `buffer`s by name, shared by all slots and reused in every step.
     """
 
-    def __init__(self, step: Step, X: Array) -> None:
+    def __init__(self, step: Step, X: Array, statistics: list[tuple[Array, Array]]) -> None:
         self.step = step
+        self.statistics = statistics
         self.line: list[Call] = []
         self.X = X
         self.product: Any = np.matmul if step.lead else np.dot
@@ -244,7 +250,7 @@ class _Writer:
     def normalize(self, layer: int, Z: Array, Y: Array) -> None:
         """Y = γ (Z - μ)/√(σ² + ε) + β over the batch; Z becomes Z - μ. Ioffe & Szegedy 2015, algorithm 1."""
         step, named = self.step, self.step.network.named
-        mean, variance = step.statistics[layer - 1]
+        mean, variance = self.statistics[layer - 1]
         self.row_sums(Z, step.mean_weights, mean)
         self.call(np.subtract, Z, mean[..., None], Z)
         if Z.size < LARGE:
@@ -273,10 +279,11 @@ class _Writer:
         elif activation == "tanh":
             self.call(np.tanh, A, A)
         elif activation == "sigmoid":
-            half = self.step._scalar(0.5)
-            for function, scalar in ((np.multiply, half), (np.tanh, None), (np.add, self.step._scalar(1))):
-                self.call(function, A, *(() if scalar is None else (scalar,)), A)
+            half = self.step._scalar(0.5)  # 1/(1+e^-z) = (1 + tanh(z/2))/2
             self.call(np.multiply, A, half, A)
+            self.call(np.tanh, A, A)
+            self.call(np.multiply, A, half, A)
+            self.call(np.add, A, half, A)
 
     def relu(self, layer: int, A: Array) -> None:
         """ReLU by the sign bit: shift it over the whole word, invert, and AND; 3 times as fast as np.maximum.
@@ -309,7 +316,7 @@ class _Writer:
         logits, dZ = step.outputs[layer - 1], step.gradients[layer - 1]
         self.call(self.product, step.network.named[f"W{layer}"], self.inputs(layer), logits)
         self.call(np.add, logits, step.network.named[f"b{layer}"][..., None], logits)
-        largest, total = step._empty(step.batch), step._empty(step.batch)
+        largest, total = step.buffer("largest", step.batch), step.buffer("total", step.batch)
         self.call(np.maximum.reduce, logits, -2, None, largest)
         self.call(np.subtract, logits, largest[..., None, :], logits)
         self.call(np.exp, logits, dZ)
@@ -366,7 +373,9 @@ class _Writer:
         Z, scratch = step.centred[layer - 1], step.scratch[layer - 1]
         deviation, scale = self.vector("deviation", layer), self.vector("scale", layer)
         dgamma, dbeta = named[f"gamma{layer}"], named[f"beta{layer}"]
-        products, share, along = (self.vector(name, layer) for name in ("products", "share", "along"))
+        size = dgamma.shape[-1]
+        products, shares = self.vector("products", layer), step.buffer(f"shares{layer}", 2 * size)
+        along, share = shares[..., :size], shares[..., size:]
         self.row_sums(dY, step.ones, dbeta)
         if Z.size < LARGE:
             self.call(np.multiply, dY, Z, scratch)
@@ -374,21 +383,18 @@ class _Writer:
         else:
             self.call(np.vecdot, dY, Z, products)
         self.call(np.divide, products, deviation, dgamma)
-        self.call(np.multiply, dbeta, step.per_sample, share)
-        self.call(np.multiply, dgamma, step.per_sample, along)
+        self.call(np.multiply, self.gamma_beta(layer), step.per_sample, shares)
         self.call(np.divide, along, deviation, along)
         self.call(np.multiply, Z, along[..., None], scratch)
         self.call(np.subtract, dY, scratch, dY)
         self.call(np.subtract, dY, share[..., None], dY)
         self.call(np.multiply, dY, scale[..., None], dY)
 
-    def update_running(self) -> None:
-        """The exponentially weighted averages of all layers at once."""
-        step = self.step
-        running, batch = step.network.running, step.batch_statistics
-        self.call(np.multiply, running, step.running_keep, running)
-        self.call(np.multiply, batch, step.running_take, batch)
-        self.call(np.add, running, batch, running)
+    def gamma_beta(self, layer: int) -> Array:
+        """dγ and dβ of a layer, which lie side by side, as one (…, 2 n_l)."""
+        size = self.step.network.architecture.sizes[layer]
+        start = self.step.network.architecture.offset(f"gamma{layer}")
+        return self.step.gradient[..., start : start + 2 * size]
 
     def regularize(self) -> None:
         step = self.step

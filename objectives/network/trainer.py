@@ -204,11 +204,12 @@ class Trainer:
                 rows = order[..., first : min(first + batch * step.slots, stop)]
                 step.gather(self.X, self.onehot, rows)
                 filled = rows.shape[-1] // batch
-                for line in lines[:filled]:
-                    scalars[...] = table[done]
-                    done += 1
+                for line, row in zip(lines[:filled], table[done : done + filled], strict=True):
+                    scalars[...] = row
                     for call in line:
                         call()
+                done += filled
+                step.update_running(filled)
                 square_norm = square_norm + step.square_norms[:filled].sum(axis=0, dtype=np.float64)
                 self._check_finite(square_norm, "gradients")
             start = stop

@@ -167,6 +167,7 @@ def test_batch_norm_equals_pytorch():
                 step.gradients[0][...] = dy.T
             else:
                 call()
+        step.update_running(1)
         np.testing.assert_allclose(step.gradients[0].T, batch["dx"], rtol=1e-10, atol=1e-13)
         np.testing.assert_allclose(step.named_gradient["gamma1"], batch["dgamma"], rtol=1e-11)
         np.testing.assert_allclose(step.named_gradient["beta1"], batch["dbeta"], rtol=1e-12)
@@ -221,6 +222,12 @@ def test_softmax_at_test_time(classes, samples, seed):
     logits = np.random.default_rng(seed).normal(scale=5, size=(classes, samples))
     np.testing.assert_allclose(softmax(logits), textbook.softmax(logits), rtol=1e-12)
     np.testing.assert_allclose(log_softmax(logits), np.log(textbook.softmax(logits)), rtol=1e-9, atol=1e-12)
+
+
+def test_softmax_at_test_time_is_stable():
+    logits = np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, 1e4]])
+    np.testing.assert_allclose(softmax(logits), [[1, 0.5, 0], [0, 0.5, 1]])
+    np.testing.assert_allclose(log_softmax(logits), [[0, -np.log(2), -1e4], [-2e4, -np.log(2), 0]])
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -77,7 +77,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(0)
     start, g = rng.normal(size=1000), rng.normal(size=1000)
     results = []
-    for chunk in (24_576, 64):
+    for chunk in (32_768, 64):
         monkeypatch.setattr("objectives.network.optimizers.CHUNK", chunk)
         p = start.copy()
         optimizer = create_optimizer("adam", p, g)
@@ -124,6 +124,16 @@ def test_denormal_moments_are_flushed_and_parameters_stay_as_they_were():
         assert denormal.any() != flush
         paths.append(p.copy())
     np.testing.assert_array_equal(*paths)
+
+
+def test_the_trainer_flushes_denormals_of_dead_units():
+    training = trainer(dtype=np.float32, batch_size=2)
+    training.epoch()
+    training.network.named["beta1"][...] = -1000.0
+    for _ in range(60):
+        training.epoch()
+    m = np.abs(training.network.architecture.views(training.optimizer.state["m"])["W1"])
+    assert not m.any(), "1800 steps after its units died, 0.9^1800 of a moment is left"
 
 
 # The whole training -----------------------------------------------------------------------------------------
@@ -215,11 +225,13 @@ def test_divergence_is_noticed_at_once_and_quietly(optimizer):
         [training.epoch() for _ in range(3)]
 
 
-@pytest.mark.parametrize("position", ["W1", "W2", "gamma1"])
-def test_nan_parameters_are_noticed(position):
+@pytest.mark.parametrize(
+    ("batch_norm", "name"), [(False, "W1"), (False, "b2"), (True, "W1"), (True, "gamma1")]
+)
+def test_nan_parameters_are_noticed(batch_norm, name):
     """ReLU by the sign bit turns -NaN into 0, so the parameters themselves have to be looked at."""
-    training = trainer()
-    training.network.named[position][...] = -np.nan
+    training = trainer(batch_norm=batch_norm)
+    training.network.named[name][...] = -np.nan
     with pytest.raises(NotFinite):
         training.epoch()
 

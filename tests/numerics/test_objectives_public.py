@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import inspect
 import pkgutil
@@ -30,6 +31,13 @@ def test_public_names_are_sorted_present_and_documented(name):
         thing = getattr(module, public)
         if inspect.isclass(thing) or inspect.isfunction(thing):
             assert thing.__doc__, f"{name}.{public} has no docstring"
+
+
+@pytest.mark.parametrize("name", ["objectives.network", "objectives.network.classifier"])
+def test_examples_in_docstrings_are_true(name):
+    failed, attempted = doctest.testmod(importlib.import_module(name))
+    assert attempted > 0
+    assert failed == 0
 
 
 def test_the_network_stands_alone():

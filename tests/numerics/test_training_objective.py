@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import optuna
@@ -31,6 +31,7 @@ from objectives.network.architecture import Architecture
 from objectives.network.diagnosis import BiasVariance, covariate_shifts, input_moments, plateau_epochs
 from objectives.network.network import Network
 from objectives.network.trainer import Settings, Trainer
+from objectives.side_by_side import evaluate_side_by_side
 from objectives.synthetic import imbalanced, load_clusters, load_imbalanced, load_spirals
 from objectives.tabular import load_breast_cancer, load_wine, wine
 from objectives.training import HYPERPARAMETERS, Training, macro_f1
@@ -291,12 +292,41 @@ def test_early_stopping_resumes_bit_for_bit():
     assert [e.value for e in digits.evaluate(params, seed=SEED, resume=checkpoint)] == whole[3:]
 
 
+def test_a_checkpoint_keeps_the_best_train_loss():
+    splits = digits.splits(SEED)
+    full = digits.complete({"epochs": 4})
+    first, second = (Training(splits.train, splits.dev, full, SEED, classes=10) for _ in range(2))
+    epoch = next(first.epochs(None))
+    first.best_train_loss = 1e-9
+    next(second.epochs(epoch.checkpoint()))
+    assert second.best_train_loss == 1e-9
+
+
 def test_a_checkpoint_keeps_adjustments():
     epochs = digits.evaluate({"epochs": 4}, seed=SEED)
     next(epochs)
     second = epochs.send({"learning_rate": 0.05, "l2": 0.01})
     checkpoint, rest = second.checkpoint(), [e.value for e in epochs]
     assert [e.value for e in digits.evaluate({"epochs": 4}, seed=SEED, resume=checkpoint)] == rest
+
+
+def test_population_based_training_resumes_with_other_hyperparameters():
+    """Weights, optimizer state and adjustments are the donor's; what is asked for anew is the receiver's."""
+    params = {"epochs": 3, "optimizer": "momentum", "learning_rate": 0.1}
+    epochs = digits.evaluate(params, seed=SEED)
+    next(epochs)
+    checkpoint = epochs.send({"l2": 0.01}).checkpoint()
+    changed = {**params, "learning_rate": 0.3, "momentum": 0.5}
+    (last,) = digits.evaluate(changed, seed=Seed(1, 9), resume=checkpoint)
+    by_hand = epochs.send({"learning_rate": 0.3, "momentum": 0.5})
+    assert last.metrics["learning_rate"] == 0.3
+    assert last.value == by_hand.value
+
+
+def test_a_fold_that_diverges_is_named():
+    params = {**CROSS_VALIDATION, "optimizer": "sgd", "learning_rate": 100.0, "batch_norm": False}
+    with pytest.raises(Diverged, match=r"diverged in epoch \d: .*, in fold 1"):
+        list(digits.evaluate(params, seed=SEED))
 
 
 @pytest.mark.parametrize("resume", [b"", b"nonsense"])
@@ -323,6 +353,18 @@ def test_each_fold_is_a_step_and_the_mean_the_score():
     assert len(fold_values) == 4
     assert len(set(fold_values)) == 4
     assert score == pytest.approx(np.mean(fold_values), rel=1e-12)
+
+
+def test_the_evaluation_can_be_said_in_one():
+    params = {"epochs": 2, "evaluation": {"method": "cross-validation", "folds": 4}}
+    assert values(wine, params) == values(wine, CROSS_VALIDATION)
+    assert wine.complete({"evaluation": {"method": "holdout"}}) == wine.complete({})
+    for evaluation, message in (
+        ({"fold": 4}, "evaluation takes method and folds; got fold"),
+        ({"folds": 1}, "folds"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wine.complete({"evaluation": evaluation})
 
 
 def test_folds_are_trained_for_all_their_epochs_on_train_and_dev_together():
@@ -479,9 +521,12 @@ def test_training_leaves_the_data_alone():
 
 
 def test_results_do_not_depend_on_workers_or_threads():
-    """The same in this process, in two workers beside each other, and whatever the BLAS threads are set to."""
+    """The same alone, in threads of a process with one BLAS thread, and in processes however many it has."""
     params = {"epochs": 2, "hidden_units": 300, "layers": 2, "batch_size": 256}
-    alone = values(digits, params)
+    with threadpool_limits(1, user_api="blas"):
+        alone = values(digits, params)
+        with ThreadPoolExecutor(3) as workers:
+            assert list(workers.map(values, [digits] * 6, [params] * 6)) == [alone] * 6
     with threadpool_limits(2, user_api="blas"):
         assert values(digits, params) == alone
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as workers:
@@ -495,6 +540,56 @@ def test_a_class_that_the_train_split_lacks_is_a_class():
     for study in range(6):
         assert len(values(rare, {"epochs": 1}, Seed(study))) == 1
         assert rare.test_metrics({"epochs": 1}, seed=Seed(study))["test_error"] <= 1
+
+
+# Side by side -----------------------------------------------------------------------------------------------
+
+
+def test_trials_side_by_side_are_the_trials_one_by_one():
+    """In single precision rounding grows with the epochs, so three epochs with small steps."""
+    rng = np.random.default_rng(0)
+    params = [
+        {
+            "epochs": 3,
+            "learning_rate": float(10 ** rng.uniform(-4, -2)),
+            "momentum": float(rng.uniform(0.5, 0.99)),
+            "dropout": 0.1 * k,
+            "l2": 1e-3 * k,
+            "schedule": "cosine",
+        }
+        for k in range(4)
+    ]
+    seeds = [Seed(1, k) for k in range(4)]
+    together = list(evaluate_side_by_side(digits, params, seeds=seeds))
+    assert len(together) == 3
+    for k, (own, seed) in enumerate(zip(params, seeds, strict=True)):
+        for alone, epochs in zip(digits.evaluate(own, seed=seed), together, strict=True):
+            assert epochs[k].number == alone.number
+            assert epochs[k].value == pytest.approx(alone.value, rel=2e-3)
+            assert epochs[k].metrics["learning_rate"] == pytest.approx(alone.metrics["learning_rate"])
+            assert epochs[k].metrics["train_error"] == pytest.approx(alone.metrics["train_error"], abs=0.005)
+
+
+def test_a_trial_that_diverges_leaves_those_beside_it_alone():
+    base = {"epochs": 2, "optimizer": "sgd", "batch_norm": False}
+    params = [{**base, "learning_rate": 100.0}, {**base, "learning_rate": 0.01}]
+    first, second = evaluate_side_by_side(digits, params, seeds=[Seed(1, 0), Seed(1, 1)])
+    assert isinstance(first[0], Diverged)
+    assert second[0] is first[0]
+    assert second[1].value < first[1].value
+
+
+@pytest.mark.parametrize(
+    ("params", "seeds", "message"),
+    [
+        (({}, {"layers": 2}), (Seed(0), Seed(0)), "must share layers"),
+        (({}, {}), (Seed(0), Seed(1)), "must share their study seed"),
+        (({"patience": 3}, {}), (Seed(0), Seed(0)), "early stopping"),
+    ],
+)
+def test_what_cannot_go_side_by_side_is_refused(params, seeds, message):
+    with pytest.raises(ValueError, match=message):
+        next(evaluate_side_by_side(digits, params, seeds=seeds))
 
 
 def test_objectives_are_frozen():

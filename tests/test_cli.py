@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -143,6 +144,8 @@ BAD = [
     (["compare", "single.toml"], "single.toml: has no [comparison]"),
     (["trials", "small"], "no study is named 'small' in sqlite:///tuner.db"),
     (["compare", "small.toml", "--out", "small.toml"], "--out small.toml: File exists"),
+    (["compare", "small.toml", "--seeds", "20000"], "seeds must lie in 1 … 10000; got 20000"),
+    (["run", "deep.toml"], "deep.toml: not valid TOML"),
     (["objectives", "digit"], "no objective is named 'digit'; installed are: ackley"),
 ]
 
@@ -154,6 +157,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     (tmp_path / "typo.toml").write_text(
         'name = "t"\nsampler = {name = "tpee"}\n' + STUDY.split("[space.x0]")[1].join(["[space.x0]", ""])
     )
+    (tmp_path / "deep.toml").write_text("x = " + "9" * 5000)
     (tmp_path / "single.toml").write_text('name = "s"\n')
     code, _, err = tuner(*arguments)
     assert code == 2
@@ -286,21 +290,23 @@ def test_what_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(tmp_pat
 
 
 def test_dashboard_serves_the_database(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     optuna.create_study(study_name="there", storage=f"sqlite:///{tmp_path}/tuner.db")
-    process = command(tmp_path, "dashboard", "--port", "18732")
+    process = command(tmp_path, "dashboard", "--port", str(port))
     try:
         for _ in range(200):
             try:
-                with urllib.request.urlopen("http://127.0.0.1:18732/api/studies") as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies") as answer:
                     names = [study["study_name"] for study in json.load(answer)["study_summaries"]]
                 break
             except OSError:
                 time.sleep(0.1)
         assert names == ["there"]
-        second = command(tmp_path, "dashboard", "--port", "18732")
+        second = command(tmp_path, "dashboard", "--port", str(port))
         _, err = second.communicate(timeout=30)
         assert second.returncode == 1
-        assert "error: cannot listen on 127.0.0.1:18732" in err
+        assert f"error: cannot listen on 127.0.0.1:{port}" in err
     finally:
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=30)

@@ -80,6 +80,23 @@ MISTAKES = [
         "space: y.when names 'z'",
         "none",
     ),
+    (
+        {"name": "a", "space": {"k": {"choices": ["u"]}, "y": {"low": 0, "high": 1, "when": {"k": "v"}}}},
+        "space: y.when wants k = 'v', which is none of its choices",
+        "['u']",
+    ),
+    (
+        {"name": "a", "space": {"x": {"low": -1.7e308, "high": 1.7e308}}},
+        "space.x: the range is too wide",
+        "1.7e+308",
+    ),
+    (
+        {"name": "a", "space": {"x": {"low": 0, "high": 1, "step": 1e-40}}},
+        "space.x: step makes more than 2^53",
+        "1e-40",
+    ),
+    ({"name": "a", "sampler": "tpe"}, "sampler: needs a table", "'tpe'"),
+    ({"name": "a", "fixed": {"x": float("nan")}}, "fixed.x: ", "nan"),
     ({"name": "a", "space": X, "sampler": {"name": "grid"}}, "a grid needs budget.trials", "sampler.levels"),
     ({"name": "a", "comparison": {"arms": ARMS[:1]}}, "comparison.arms: ", "at least 2"),
     ({"name": "a", "comparison": {"arms": ARMS[:1] * 2}}, "arms need different names", "'a'"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import optuna
@@ -13,7 +15,7 @@ import tuner
 from objectives.epoch import Diverged, Epoch, Epochs, Hyperparameter, Seed
 from tuner import ComparisonDefinition, StudyDefinition, StudyManager, TunerError
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, StorageError
-from tuner.trial_run import Outcome
+from tuner.trial_run import Outcome, run_trial
 
 BRANIN = {
     "name": "b",
@@ -166,6 +168,94 @@ def test_a_pruned_training_is_closed_and_keeps_its_last_value(sqlite_url: str) -
     assert sorted(curve.closed) == list(range(6))
 
 
+def test_a_plain_function_that_prunes_on_nan_leaves_a_readable_study(sqlite_url: str) -> None:
+    def diverging(trial: optuna.Trial) -> float:
+        trial.report(float("nan"), 0)
+        raise optuna.TrialPruned
+
+    with StudyManager(sqlite_url) as manager:
+        trials = manager.run(curve_study(budget={"trials": 2}), diverging).trials
+    assert [(t.state, t.value) for t in trials] == [(TrialState.PRUNED, None)] * 2
+
+
+@pytest.mark.parametrize("budget", [{"epochs": 3}, {"seconds": 0.05}])
+def test_trials_that_report_nothing_use_up_any_budget(sqlite_url: str, budget: dict[str, float]) -> None:
+    def silent(trial: optuna.Trial) -> float:
+        time.sleep(0.02)
+        return trial.suggest_float("x", 0, 1)
+
+    with StudyManager(sqlite_url) as manager:
+        assert len(manager.run(curve_study(budget=budget), silent).trials) == 3
+        diverging = Curve(dict.fromkeys(range(99), float("nan")))
+        assert len(manager.run(curve_study(name="d", budget={"epochs": 3}), diverging).trials) == 3
+
+
+def test_a_training_that_ends_with_the_budget_is_complete(sqlite_url: str) -> None:
+    with StudyManager(sqlite_url) as manager:
+        finished = manager.run(curve_study(budget={"epochs": 8}), Curve())
+    assert [t.state for t in finished.trials] == [TrialState.COMPLETE] * 2
+
+
+class Messy(Curve):
+    """Exits, tells odd metrics, or fails while it is closed."""
+
+    def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+        if seed.trial == 0:
+            raise SystemExit(0)
+        metrics: dict[str, Any] = {"note": "a word"} if seed.trial == 1 else {}
+        try:
+            yield Epoch(1, 1.0, metrics)
+            yield Epoch(2, 1.0)
+        finally:
+            raise OSError("cannot clean up")
+
+
+def test_exits_odd_metrics_and_failing_clean_ups_stay_with_their_trial(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pruner = {"name": "threshold", "upper": 0.5}
+    with StudyManager(sqlite_url) as manager:
+        trials = manager.run(curve_study(budget={"trials": 3}, pruner=pruner), Messy()).trials
+    assert [t.state.name for t in trials] == ["FAIL", "FAIL", "PRUNED"]
+    assert trials[0].user_attrs["failure"] == "SystemExit: 0"
+    assert "OSError" in trials[1].user_attrs["failure"] or "a word" in trials[1].user_attrs["failure"]
+    assert "raised while it was closed" in caplog.text
+
+
+def test_one_arm_that_always_fails_does_not_stop_the_others(sqlite_url: str) -> None:
+    class HalfBroken(Curve):
+        def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+            if params["x"] > 2:
+                raise RuntimeError("out of range")
+            yield Epoch(1, params["x"])
+
+    arms = [{"name": "fine"}, {"name": "broken", "space": {"x": {"low": 3, "high": 4}}}]
+    document = {"name": "h", "space": {"x": {"low": 0, "high": 1}}, "budget": {"trials": 8}}
+    definition = ComparisonDefinition.parse({**document, "comparison": {"seeds": 1, "arms": arms}})
+    with StudyManager(sqlite_url) as manager:
+        with pytest.raises(TunerError, match=r"h\.broken\.seed-0: stopped, .*out of range"):
+            manager.compare(definition, HalfBroken())
+        assert len(manager.load("h.fine.seed-0").trials) == 8
+        assert len(manager.load("h.broken.seed-0").trials) == 5
+
+
+def test_a_stopping_run_gives_a_plain_function_back(sqlite_url: str) -> None:
+    with StudyManager(sqlite_url) as manager:
+        manager.create(curve_study())
+        ask_tell = manager.ask_tell("c")
+
+        def patient(trial: optuna.Trial) -> float:
+            trial.report(1.0, 0)
+            return 1.0
+
+        outcome = run_trial(ask_tell, patient, stopping=lambda: True)
+        assert outcome is not None
+        assert outcome.state is None
+        lease = ask_tell.ask()
+        assert lease is not None
+        assert lease.number == 0
+
+
 def test_a_budget_of_epochs_cuts_the_last_trial(sqlite_url: str) -> None:
     with StudyManager(sqlite_url) as manager:
         finished = manager.run(curve_study(budget={"epochs": 10}), Curve())
@@ -273,19 +363,41 @@ def test_open_returns_a_plain_study_that_optuna_can_drive(sqlite_url: str) -> No
     )  # half of log-uniform 1 − β in [0.01, 1] lies below 0.1; uniform β would give 18
 
 
+def test_many_create_the_same_study_at_once(url: str) -> None:
+    managers = [StudyManager(url) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(manager.create, study()) for manager in managers]:
+            assert future.result().study_name == "b"
+    assert managers[0].definition("b") == study()
+
+
+def test_a_foreign_study_of_that_name_is_a_conflict(sqlite_url: str) -> None:
+    optuna.create_study(study_name="b", storage=sqlite_url, directions=["minimize", "maximize"])
+    with StudyManager(sqlite_url) as manager:
+        assert manager.studies()[0].direction == "minimize, maximize"
+        with pytest.raises(ConflictError, match="not made from a definition"):
+            manager.create(study())
+
+
 def test_clear_errors(sqlite_url: str, tmp_path: Any) -> None:
     with StudyManager(sqlite_url) as manager:
         with pytest.raises(NotFoundError, match="no study is named 'nix'"):
             manager.open("nix")
         with pytest.raises(DefinitionError, match="names no objective"):
             manager.run(curve_study())
+        with pytest.raises(DefinitionError, match=r"Half is no objective: it has no description, direction"):
+            manager.run(curve_study(), type("Half", (), {"name": "half", "evaluate": None})())
+        with pytest.raises(DefinitionError, match="'curve' is to minimize; got 'maximize'"):
+            manager.run(curve_study(direction="maximize"), Curve())
         with pytest.raises(DefinitionError, match="budget: give trials, epochs or seconds"):
             manager.run(curve_study(budget={}), Curve())
         with pytest.raises(DefinitionError, match="workers must be at least 1; got 0"):
             manager.run(curve_study(), Curve(), workers=0)
         with pytest.raises(DefinitionError, match="no such hyperparameter"):
             manager.create(StudyDefinition(name="x", objective="branin", fixed={"y": 1}))
-        assert [s.name for s in manager.studies()] == ["c"]
+        with pytest.raises(DefinitionError, match="workers"):
+            manager.run(curve_study(name="z"), Curve(), workers=-1)
+        assert "x" not in [s.name for s in manager.studies()]
     with pytest.raises(StorageError, match=r"the folder .*/none does not exist"):
         StudyManager(f"sqlite:///{tmp_path}/none/x.db")
     with pytest.raises(StorageError, match="one process only"):

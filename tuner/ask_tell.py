@@ -7,7 +7,10 @@ tell. A trial begins with all its parameters in one transaction, and ends in one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import operator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -21,6 +24,7 @@ from optuna.trial._trial import _LazyTrialSystemAttrs
 from sqlalchemy.orm import Session
 
 from tuner.definition import StudyDefinition
+from tuner.errors import DefinitionError, LeaseLostError
 from tuner.ledger import LeaseRow, Ledger, Owner, Spent
 from tuner.samplers import HeldWrites, StudyView
 from tuner.storage import SYSTEM_ATTRS
@@ -89,7 +93,7 @@ class AskTell:
     def ask(self) -> Lease | None:
         """A trial to run, or None if the budget allows no more."""
         self._forget_trials()  # read anew once an ask, as Optuna does
-        with self.ledger.transaction() as session:
+        with self._locked() as session:
             lost = self._take_over(session)
             spent = self.ledger.spent(session, self._study_id)
         if lost is not None:
@@ -107,9 +111,14 @@ class AskTell:
         `seconds` is what has passed since the last report. An epoch beyond the budget is not recorded.
 
         Raises:
-            LeaseLostError: another has the trial now.
+            LeaseLostError: another has the trial now, or it was ended by hand.
+            ValueError: `epoch` is no whole number from 0 to 2³¹ − 1.
         """
-        with self.ledger.transaction() as session:
+        epoch, value = operator.index(epoch), float(value)
+        if not 0 <= epoch < 2**31:
+            raise ValueError(f"an epoch's number lies in 0 … 2147483647; got {epoch}")
+        with self._locked() as session:
+            self._require_running(session, lease)
             spent = self.ledger.spent(session, self._study_id)
             if self._is_exhausted(spent):
                 return Answer.STOP
@@ -131,18 +140,35 @@ class AskTell:
             self.ledger.renew(session, self._study_id, lease.trial_id, lease.fence)
 
     def tell(
-        self, lease: Lease, state: TrialState, value: float | None, attrs: Mapping[str, Any] | None = None
+        self,
+        lease: Lease,
+        state: TrialState,
+        value: float | None,
+        attrs: Mapping[str, Any] | None = None,
+        *,
+        seconds: float = 0.0,
     ) -> None:
         """End the trial with its value and attributes, in one transaction.
 
+        `seconds` is what has passed since the last report. A trial that reported nothing counts as one epoch, so that
+        every trial brings a budget nearer to its end. NaN is no value: a pruned trial is stored without.
+
         Raises:
-            LeaseLostError: another has the trial now; nothing is written.
+            LeaseLostError: another has the trial now, or it was ended by hand; nothing is written over.
+            ValueError: a trial is to be completed without a value, or with NaN.
         """
+        value = None if value is None or math.isnan(value) else float(value)
+        if state is TrialState.COMPLETE and value is None:
+            raise ValueError(f"a completed trial needs a number as its value; trial {lease.number} has none")
         values = None if value is None else [value]
         trial = self._frozen(lease)
         self.study.sampler.after_trial(_filter_study(self.study, trial), trial, state, values)
-        with self.ledger.transaction() as session:
-            self.ledger.end(session, self._study_id, lease.trial_id, lease.fence)
+        unreported = 0 if lease.values else 1
+        with self._locked() as session:
+            self._require_running(session, lease)
+            self.ledger.end(
+                session, self._study_id, lease.trial_id, lease.fence, epochs=unreported, seconds=seconds
+            )
             self.ledger.database.finish_trial(session, lease.trial_id, state, values, attrs or {})
 
     def release(self, lease: Lease) -> None:
@@ -158,6 +184,17 @@ class AskTell:
         """What the study has used so far."""
         with self.ledger.transaction() as session:
             return self.ledger.spent(session, self._study_id)
+
+    @contextmanager
+    def _locked(self) -> Iterator[Session]:
+        """A transaction that no other of this study runs beside."""
+        with self.ledger.transaction() as session:
+            self.ledger.database.lock_study(session, self._study_id)
+            yield session
+
+    def _require_running(self, session: Session, lease: Lease) -> None:
+        if not self.ledger.database.is_running(session, lease.trial_id):
+            raise LeaseLostError(f"trial {lease.number} has ended already, perhaps by hand")
 
     @property
     def _study_id(self) -> int:
@@ -180,6 +217,9 @@ class AskTell:
             owner = Owner.parse(row.owner)
             if not (row.is_expired or (owner is not None and owner.is_gone())):
                 continue
+            if not self.ledger.database.is_running(session, row.trial_id):  # ended by hand, then left alone
+                self.ledger.end(session, self._study_id, row.trial_id, row.fence)
+                continue
             if row.attempt >= self.max_attempts:
                 self._give_up(session, row)
                 continue
@@ -200,10 +240,19 @@ class AskTell:
         for trial in self._trials():
             if trial.state != TrialState.WAITING:
                 continue
+            database = self.ledger.database
             given = trial.system_attrs.get("fixed_params", {})
+            try:
+                if len(self.definition.space):
+                    self.definition.space.check(given)
+            except DefinitionError as error:
+                with self._locked() as session:
+                    if database.claim_trial(session, trial._trial_id):
+                        failure = {"failure": f"enqueued outside the space: {error}"}
+                        database.finish_trial(session, trial._trial_id, TrialState.FAIL, None, failure)
+                continue
             params, distributions, attrs = self._choose(trial.number, given)
-            with self.ledger.transaction() as session:
-                database = self.ledger.database
+            with self._locked() as session:
                 if not self._allows_trial(self.ledger.spent(session, self._study_id)):
                     return None
                 if not database.claim_trial(session, trial._trial_id):
@@ -224,7 +273,7 @@ class AskTell:
             number = len(self._trials())
             params, distributions, attrs = self._choose(number, {})
             template = _running_trial(UNBORN, number, params, distributions, attrs)
-            with self.ledger.transaction() as session:
+            with self._locked() as session:
                 trial_id = self.ledger.database.create_trial(session, self._study_id, number, template)
                 if trial_id is not None:
                     if not self._allows_trial(self.ledger.spent(session, self._study_id)):
@@ -253,7 +302,6 @@ class AskTell:
                 continue
             distribution = parameter.distribution
             if name in given:
-                self.definition.space.check({name: given[name]})
                 value = given[name]
             elif distribution.single():
                 value = _get_single_value(distribution)

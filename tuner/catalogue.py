@@ -31,7 +31,12 @@ def find_objective(name: str) -> Objective:
     entries = _entries()
     if name not in entries:
         raise NotFoundError(f"no objective is named {name!r}; installed are: {', '.join(sorted(entries))}")
-    found = entries[name].load()
+    try:
+        found = entries[name].load()
+    except Exception as error:
+        raise TunerError(
+            f"objective {name!r} cannot be loaded from {entries[name].value}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(found, Objective):
         raise TunerError(
             f"{entries[name].value}, registered as objective {name!r}, does not follow the contract"

@@ -20,16 +20,18 @@ import optuna
 import typer
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from objectives.epoch import Objective
 from tuner.catalogue import find_objective, objective_names
 from tuner.definition import ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
 from tuner.manager import StudyManager, StudySummary
-from tuner.report import terminal_table, write_report
-from tuner.storage import DEFAULT_URL, cached, open_storage
+from tuner.report import finite, terminal_table, write_report
+from tuner.storage import DEFAULT_URL, cached, open_storage, safe_url
 from tuner.trial_run import Outcome
 
 __all__ = ["app", "main"]
@@ -69,7 +71,7 @@ WorkersOption = Annotated[
     ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="`json` for other programs.")]
-CORES = os.cpu_count() or 1
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @app.command(epilog="**Examples**\n\n`tuner run digits`\n\n`tuner run my/study.toml --workers 4`")
@@ -108,8 +110,8 @@ def compare(
     with _progress(manager, members) as on_outcome:
         result = manager.compare(definition, workers=workers, on_outcome=on_outcome)
     out.print(terminal_table(result))
-    out.print(result.verdict, soft_wrap=True)
-    out.print(f"\nReport: {write_report(result, out_folder)}", soft_wrap=True)
+    out.print(result.verdict, soft_wrap=True, markup=False)
+    out.print(f"\nReport: {write_report(result, out_folder)}", soft_wrap=True, markup=False)
     _print_where(storage)
 
 
@@ -129,7 +131,7 @@ def studies(
     for heading in ("objective", "sampler", "trials", "pruned", "failed", "best value"):
         table.add_column(heading, overflow="fold")
     for summary in summaries:
-        table.add_row(*_study_row(summary))
+        table.add_row(*map(escape, _study_row(summary)))
     out.print(table if summaries else "No studies yet. Begin with: tuner compare digits")
 
 
@@ -154,8 +156,9 @@ def trials(
         params = [_short(trial.params.get(parameter, "")) for parameter in names]
         note = str(trial.user_attrs.get("failure", ""))
         epochs = str(len(trial.intermediate_values))
-        table.add_row(str(trial.number), trial.state.name.lower(), _short(trial.value), *params, epochs, note)
-    out.print(table if shown else f"{name} has no trials yet.")
+        row = [str(trial.number), trial.state.name.lower(), _short(_value(trial)), *params, epochs, note]
+        table.add_row(*map(escape, row))
+    out.print(table if shown else Text(f"{name} has no trials yet."))
 
 
 @app.command(epilog="**Example**\n\n`tuner best digits.tpe.seed-0 --format json`")
@@ -181,7 +184,7 @@ def objectives(
         _print_json([_objective_dict(objective) for objective in found])
         return
     for objective in found:
-        out.print(f"[bold]{objective.name}[/bold]  {objective.description} ({objective.direction})")
+        out.print(f"[bold]{objective.name}[/bold]  {escape(objective.description)} ({objective.direction})")
         out.print(_hyperparameter_table(objective) if name else _tiers(objective))
 
 
@@ -285,23 +288,25 @@ def _progress(manager: StudyManager, members: Sequence[tuple[str, StudyDefinitio
 
 
 def _print_where(storage: str) -> None:
-    hint = "" if storage == DEFAULT_URL else f" --storage {storage}"
+    hint = "" if storage == DEFAULT_URL else f" --storage {safe_url(storage)}"
     out.print(f"Dashboard: tuner dashboard{hint}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _best_trial(study: optuna.Study) -> FrozenTrial:
     try:
         return study.best_trial
-    except ValueError:
-        raise NotFoundError(f"{study.study_name} has no completed trial yet") from None
+    except (ValueError, RuntimeError):
+        raise TunerError(f"{study.study_name} has no completed trial to call the best") from None
 
 
 def _print_best(study: optuna.Study) -> None:
     trial = _best_trial(study)
-    out.print(f"[bold]{study.study_name}[/bold]: best value {_short(trial.value)} in trial {trial.number}")
+    out.print(
+        f"[bold]{escape(study.study_name)}[/bold]: best value {_short(trial.value)} in trial {trial.number}"
+    )
     table = Table(box=None, show_header=False)
     for name, value in trial.params.items():
-        table.add_row(name, _short(value))
+        table.add_row(escape(name), escape(_short(value)))
     out.print(table)
 
 
@@ -349,7 +354,7 @@ def _trial_dict(trial: FrozenTrial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "state": trial.state.name,
-        "value": trial.value,
+        "value": _value(trial),
         "params": trial.params,
         "epochs": len(trial.intermediate_values),
         "started": trial.datetime_start,
@@ -358,12 +363,18 @@ def _trial_dict(trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
+def _value(trial: FrozenTrial) -> float | list[float] | None:
+    """The value; a list for several objectives."""
+    values: list[float] | None = trial.values
+    return values[0] if values and len(values) == 1 else values
+
+
 def _plain(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, default=str, indent=2))  # noqa: T201 - plain, for other programs
+    print(json.dumps(finite(value), default=str, indent=2, allow_nan=False))  # noqa: T201 - plain, for other programs
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from objectives.epoch import Objective
 from tuner.catalogue import find_objective
 from tuner.errors import DefinitionError, NotFoundError
-from tuner.explain import explain, near_miss
+from tuner.explain import explain_all, near_miss
 from tuner.pruners import PRUNERS, AnyPruner, NoneSettings
 from tuner.samplers import SAMPLERS, AnySampler, SamplerContext, TPESettings
 from tuner.space import PARAMETER_TYPES, CategoricalParameter, Choice, Parameter, Space, parameter_type
@@ -36,6 +36,9 @@ __all__ = [
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+MOST_SEEDS = 10_000
 
 
 class _Document(BaseModel):
@@ -133,17 +136,17 @@ class StudyDefinition(_Document):
         try:
             definition = cls.model_validate(document)
         except ValidationError as error:
-            lines = [f"{source}: {explain(e, document, _model_of)}" for e in error.errors(include_url=False)]
-            raise DefinitionError("\n".join(lines)) from None
+            mistakes = explain_all(error.errors(include_url=False), document, _model_of)
+            raise DefinitionError("\n".join(f"{source}: {mistake}" for mistake in mistakes)) from None
         try:
             definition.check_objective()
         except (DefinitionError, NotFoundError) as error:
             raise DefinitionError(f"{source}: {error}") from None
         return definition
 
-    def dump(self) -> dict[str, Any]:
-        """The document: what `parse` reads, in plain types; defaults left out."""
-        dumped: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    def dump(self, *, full: bool = False) -> dict[str, Any]:
+        """The document: what `parse` reads, in plain types; defaults left out unless it is to be `full`."""
+        dumped: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_defaults=not full)
         return dumped
 
     def check_objective(self) -> None:
@@ -156,12 +159,19 @@ class StudyDefinition(_Document):
         if self.objective is None:
             return
         try:
-            objective = find_objective(self.objective)
+            self.check_accepted_by(find_objective(self.objective))
         except NotFoundError as error:
             raise NotFoundError(f"objective: {error}") from None
+
+    def check_accepted_by(self, objective: Objective) -> None:
+        """Check names, values and direction against an objective.
+
+        Raises:
+            DefinitionError: it does not accept a name, a value or the direction.
+        """
         if objective.direction != self.direction:
             raise DefinitionError(
-                f"direction: objective {self.objective!r} is to {objective.direction}; got {self.direction!r}"
+                f"direction: objective {objective.name!r} is to {objective.direction}; got {self.direction!r}"
             )
         _check_accepted(objective, self.fixed, self.space)
 
@@ -202,7 +212,7 @@ class Arm(_Document):
 class Comparison(_Document):
     """Arms over seeds, paired: seed k gives every arm the same split, initial weights and noise."""
 
-    seeds: Annotated[int, Field(ge=1, le=10_000)] = Field(
+    seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = Field(
         default=10, description="How many; seed k of n is the definition's seed + k."
     )
     arms: Annotated[list[Arm], Field(min_length=2, max_length=64)] = Field(description="The competitors.")
@@ -247,7 +257,13 @@ class ComparisonDefinition(StudyDefinition):
         ]
 
     def with_seeds(self, seeds: int) -> ComparisonDefinition:
-        """The same comparison over another number of seeds."""
+        """The same comparison over another number of seeds.
+
+        Raises:
+            DefinitionError: `seeds` is not in 1 … 10000.
+        """
+        if not 1 <= seeds <= MOST_SEEDS:
+            raise DefinitionError(f"seeds must lie in 1 … {MOST_SEEDS}; got {seeds}")
         comparison = Comparison(seeds=seeds, arms=self.comparison.arms)
         return self.model_copy(update={"comparison": comparison})
 
@@ -264,7 +280,8 @@ class ComparisonDefinition(StudyDefinition):
         try:
             return arm.apply(self, f"{self.name}.{arm.name}.seed-{seed}", seed)
         except ValidationError as error:
-            raise DefinitionError(f"arm {arm.name!r}: {explain(error.errors()[0], {}, _model_of)}") from None
+            first = explain_all(error.errors(), {}, _model_of)[0]
+            raise DefinitionError(f"arm {arm.name!r}: {first}") from None
 
 
 def load_definition(path: str | Path) -> StudyDefinition | ComparisonDefinition:
@@ -278,7 +295,7 @@ def load_definition(path: str | Path) -> StudyDefinition | ComparisonDefinition:
         raise DefinitionError(f"{path}: cannot be read: {error}") from None
     try:
         document = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # the parsers' own errors, and what they let through
         raise DefinitionError(f"{path}: not valid {path.suffix[1:].upper() or 'TOML'}: {error}") from None
     if not isinstance(document, dict):
         raise DefinitionError(f"{path}: a definition is a table of keys; got {type(document).__name__}")

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-__all__ = ["explain", "near_miss"]
+__all__ = ["explain_all", "near_miss"]
 
 Path: TypeAlias = list[str | int]
 ModelOf: TypeAlias = Callable[[Sequence[str | int], Mapping[str, Any]], type[BaseModel] | None]
@@ -22,9 +22,16 @@ def near_miss(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def explain(error: ErrorDetails, document: Any, model_of: ModelOf) -> str:
-    """One of pydantic's validation errors as a line."""
-    path, table = _locate(error, document)
+def explain_all(errors: Iterable[ErrorDetails], document: Any, model_of: ModelOf) -> list[str]:
+    """Pydantic's validation errors, a line for each place that has one."""
+    by_place: dict[str, str] = {}
+    for error in errors:
+        path, table = _locate(error, document)
+        by_place.setdefault(".".join(map(str, path)), _explain(error, path, table, model_of))
+    return list(by_place.values())
+
+
+def _explain(error: ErrorDetails, path: Path, table: Mapping[str, Any], model_of: ModelOf) -> str:
     where = ".".join(map(str, path))
     rule = _RULES.get(error["type"])
     if rule is not None:
@@ -32,7 +39,7 @@ def explain(error: ErrorDetails, document: Any, model_of: ModelOf) -> str:
     if error["type"] == "extra_forbidden":
         return f"{where}: {_unknown_key(str(path[-1]), model_of(path[:-1], table))}"
     message = error["msg"]
-    return f"{where}: {message[0].lower()}{message[1:]}; got {_shown(error)}"
+    return f"{where}: {message[0].lower()}{message[1:]}; got {_shown(error)}".removeprefix(": ")
 
 
 def _unknown_key(key: str, model: type[BaseModel] | None) -> str:
@@ -49,6 +56,8 @@ def _unknown_tag(error: ErrorDetails) -> str:
 
 
 _RULES: dict[str, Callable[[ErrorDetails], str]] = {
+    "model_attributes_type": lambda error: f': needs a table, as in {{ name = "..." }}; got {_shown(error)}',
+    "model_type": lambda error: f": needs a table of keys; got {_shown(error)}",
     "missing": lambda error: ": missing; it is required",
     "union_tag_invalid": _unknown_tag,
     "union_tag_not_found": lambda error: f': needs a name, as in {{ name = "..." }}; got {_shown(error)}',

@@ -7,11 +7,14 @@ dead cannot overwrite what its successor did. A lease ends with its trial.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import psutil
 import sqlalchemy as sa
@@ -59,7 +62,7 @@ class Owner:
     @classmethod
     def here(cls) -> Owner:
         """This process."""
-        return cls(socket.gethostname(), os.getpid(), _started(os.getpid()) or 0.0)
+        return cls(_host(), os.getpid(), _started(os.getpid()) or 0.0)
 
     @classmethod
     def parse(cls, text: str) -> Owner | None:
@@ -71,14 +74,30 @@ class Owner:
             return None
 
     def __str__(self) -> str:
-        return f"{self.host[:200]}/{self.pid}/{self.started!r}"
+        return f"{self.host}/{self.pid}/{self.started!r}"
 
     def is_gone(self) -> bool:
         """True only if it was a process of this host that is no more; elsewhere one cannot know."""
-        return self.host == socket.gethostname() and _started(self.pid) != self.started
+        return self.host == _host() and _started(self.pid) != self.started
+
+
+@cache
+def _host() -> str:
+    """This host as far as its process ids reach: cloned machines and containers may share a name."""
+    parts = [socket.gethostname()[:100]]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(Path("/proc/self/ns/pid").stat().st_ino))
+    return ":".join(parts)
 
 
 def _started(pid: int) -> float | None:
+    """When a process started; on Linux in ticks since the boot, which no change of the clock moves."""
+    if Path("/proc/self/stat").exists():
+        try:
+            return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        except (FileNotFoundError, ProcessLookupError):
+            return None
     try:
         return psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
@@ -207,12 +226,22 @@ class Ledger:
         changed = session.execute(
             sa.update(_leases)
             .where(_leases.c.trial_id == trial_id, _leases.c.fence == fence)
-            .values(expires_at=0.0, attempt=_leases.c.attempt - 1)  # handed back in order, so not a failure
+            # handed back in order, so not a failure; the fence shuts out whoever holds the lease still
+            .values(expires_at=0.0, attempt=_leases.c.attempt - 1, fence=_leases.c.fence + 1)
         )
         _require(changed, trial_id)
 
-    def end(self, session: Session, study_id: int, trial_id: int, fence: int) -> None:
-        """End a lease with its trial.
+    def end(
+        self,
+        session: Session,
+        study_id: int,
+        trial_id: int,
+        fence: int,
+        *,
+        epochs: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        """End a lease with its trial, and count what was spent since the last report.
 
         Raises:
             LeaseLostError: the fencing id is not the lease's any more.
@@ -221,7 +250,7 @@ class Ledger:
             sa.delete(_leases).where(_leases.c.trial_id == trial_id, _leases.c.fence == fence)
         )
         _require(changed, trial_id)
-        self._spend(session, study_id, ended=1)
+        self._spend(session, study_id, ended=1, epochs=epochs, seconds=seconds)
 
     def spent(self, session: Session, study_id: int) -> Spent:
         """What the study has used so far."""

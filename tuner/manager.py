@@ -62,10 +62,10 @@ class StudyManager:
         StorageError: the database cannot be opened.
 
     Example:
-        >>> manager = StudyManager("sqlite:///tuner.db")
-        >>> definition = StudyDefinition.load("studies/digits.toml")
-        >>> study = manager.run(definition, workers=2)
-        >>> study.best_params
+        >>> if __name__ == "__main__":  # worker processes import the script
+        ...     manager = StudyManager("sqlite:///tuner.db")
+        ...     study = manager.run(StudyDefinition.load("studies/digits.toml"), workers=2)
+        ...     print(study.best_params)
     """
 
     def __init__(self, storage: str = DEFAULT_URL) -> None:
@@ -93,18 +93,18 @@ class StudyManager:
         definition = definition.study
         definition.check_objective()
         build_sampler(definition.sampler, definition.context)  # before anything is written
+        attrs = {
+            DEFINITION: definition.dump(full=True),
+            "objective": definition.objective,
+            "sampler": definition.sampler.name,
+            "pruner": definition.pruner.name,
+            "seed": definition.seed,
+        }
+        direction = optuna.study.StudyDirection[definition.direction.upper()]
         try:
-            study = optuna.create_study(
-                study_name=definition.name, storage=self._storage, direction=definition.direction
-            )
+            self._database.create_defined_study(definition.name, direction, attrs)
         except optuna.exceptions.DuplicatedStudyError:
             self._check_same(definition)
-        else:
-            study.set_user_attr(DEFINITION, definition.dump())
-            study.set_user_attr("objective", definition.objective)
-            study.set_user_attr("sampler", definition.sampler.name)
-            study.set_user_attr("pruner", definition.pruner.name)
-            study.set_user_attr("seed", definition.seed)
         return self.open(definition.name)
 
     def open(self, name: str) -> optuna.Study:
@@ -171,10 +171,8 @@ class StudyManager:
             DefinitionError: there is no objective, or the definition has no budget.
             TunerError: too many trials failed in a row.
         """
-        if objective is None and definition.objective is None:
-            raise DefinitionError(f"{definition.name}: names no objective; give one to run()")
         run_studies(
-            self._create_all([definition.study]),
+            self._create_all([definition.study], objective),
             _OpenStudy(self.url, objective),
             workers=workers,
             per_study=workers,
@@ -198,7 +196,7 @@ class StudyManager:
         errors are those of `run`.
         """
         run_studies(
-            self._create_all([member.definition for member in definition.members]),
+            self._create_all([member.definition for member in definition.members], objective),
             _OpenStudy(self.url, objective),
             workers=workers,
             per_study=1,
@@ -240,15 +238,23 @@ class StudyManager:
     def _storage(self) -> BaseStorage:
         return cached(self._database)
 
-    def _create_all(self, definitions: Sequence[StudyDefinition]) -> list[str]:
+    def _create_all(
+        self, definitions: Sequence[StudyDefinition], objective: Objective | Function | None
+    ) -> list[str]:
+        for definition in definitions:  # all checks before the first study is there
+            _check_runnable(definition, objective)
         for definition in definitions:
-            if definition.budget == Budget():
-                raise DefinitionError(f"{definition.name}: budget: give trials, epochs or seconds; got none")
             self.create(definition)
         return [definition.name for definition in definitions]
 
     def _check_same(self, definition: StudyDefinition) -> None:
-        there, wanted = self.definition(definition.name), definition
+        try:
+            there, wanted = self.definition(definition.name), definition
+        except NotFoundError:
+            raise ConflictError(
+                f"there is a study {definition.name!r} already that was not made from a definition; "
+                "use another name or another database"
+            ) from None
         differing = [
             name for name in StudyDefinition.model_fields if getattr(there, name) != getattr(wanted, name)
         ]
@@ -257,6 +263,20 @@ class StudyManager:
                 f"there is a study {definition.name!r} already, with another {', '.join(differing)}; "
                 "use another name or another database"
             )
+
+
+def _check_runnable(definition: StudyDefinition, objective: Objective | Function | None) -> None:
+    if definition.budget == Budget():
+        raise DefinitionError(f"{definition.name}: budget: give trials, epochs or seconds; got none")
+    if objective is None:
+        if definition.objective is None:
+            raise DefinitionError(f"{definition.name}: names no objective, and none is given")
+    elif isinstance(objective, Objective):
+        definition.check_accepted_by(objective)
+    elif hasattr(objective, "evaluate"):  # meant as an objective of epochs, but not all of one
+        wanted = ("name", "description", "direction", "hyperparameters", "evaluate")
+        missing = [name for name in wanted if not hasattr(objective, name)]
+        raise DefinitionError(f"{type(objective).__name__} is no objective: it has no {', '.join(missing)}")
 
 
 def _executor_for(objective: Objective | Function | None) -> ExecutorName:
@@ -287,18 +307,18 @@ class _OpenStudy:
 def _summary(study: Any, storage: BaseStorage) -> StudySummary:
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
     counts = {state.name: sum(t.state == state for t in trials) for state in TrialState}
-    values = [t.value for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
-    direction = study.directions[0].name.lower()
+    directions = [direction.name.lower() for direction in study.directions]
+    values = [t.values[0] for t in trials if t.state == TrialState.COMPLETE and len(directions) == 1]
     document = study.user_attrs.get(DEFINITION)
     definition = None if document is None else StudyDefinition.model_validate(document)
     return StudySummary(
         name=study.study_name,
         objective=definition.objective if definition else None,
         sampler=definition.sampler.name if definition else None,
-        direction=direction,
+        direction=", ".join(directions),
         trials={state: n for state, n in counts.items() if n},
         budget=definition.trials if definition else None,
-        best_value=(min if direction == "minimize" else max)(values, default=None),
+        best_value=(min if directions == ["minimize"] else max)(values, default=None),
         started=min((t.datetime_start for t in trials if t.datetime_start), default=None),
         archived=bool(study.user_attrs.get(ARCHIVED)),
     )

@@ -35,7 +35,7 @@ from tuner.errors import TunerError
 from tuner.space import CategoricalParameter, FloatParameter, IntParameter, Space
 from tuner.statistics import Spread
 
-__all__ = ["curves_figure", "finals_figure", "page", "terminal_table", "write_report"]
+__all__ = ["curves_figure", "finals_figure", "finite", "page", "terminal_table", "write_report"]
 
 Figure: TypeAlias = dict[str, Any]
 Section: TypeAlias = Callable[[ComparisonResult], "Html | None"]
@@ -68,7 +68,7 @@ def write_report(result: ComparisonResult, folder: Path) -> Path:
         OSError: the folder or a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results = json.dumps(_finite(result.to_dict()), indent=2, allow_nan=False)
+    results = json.dumps(finite(result.to_dict()), indent=2, allow_nan=False)
     _replace(folder / "results.json", results + "\n")
     return _replace(folder / "index.html", page(result))
 
@@ -255,7 +255,7 @@ def _method(result: ComparisonResult) -> Html:
         "Python": f"{platform.python_version()} on {platform.system()}, {platform.machine()}",
         "Date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
-    document = json.dumps(_finite(definition.dump()), indent=2, ensure_ascii=False)
+    document = json.dumps(finite(definition.dump()), indent=2, ensure_ascii=False)
     return _section(
         "How it was done",
         _tag("h3", "Arms"),
@@ -632,12 +632,12 @@ def _plural(count: float, noun: str) -> str:
     return f"{count:,g} {noun}{'' if count == 1 else 's'}"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same document with null for numbers that JSON does not have."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

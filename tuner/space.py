@@ -35,7 +35,7 @@ __all__ = [
     "parameter_type",
 ]
 
-Choice: TypeAlias = str | int | float | bool | None
+Choice: TypeAlias = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
 Priority: TypeAlias = Literal[1, 2, 3]
 
 EXACT_INTEGER = 2**53
@@ -89,6 +89,10 @@ class FloatParameter(_Parameter):
                 raise DefinitionError(
                     f"step needs low + step <= high; got low={self.low}, step={self.step}, high={self.high}"
                 )
+            if (self.high - self.low) / self.step > EXACT_INTEGER:
+                raise DefinitionError(f"step makes more than 2^53 values; got step={self.step}")
+        if not math.isfinite(self.high - self.low):
+            raise DefinitionError(f"the range is too wide; got low={self.low}, high={self.high}")
         make_scale(self.scale_name, self.low, self.high)
         return self
 
@@ -243,6 +247,13 @@ class Space(RootModel[dict[ParameterName, Parameter]]):
                         f"{name}.when names {other!r}, which is no parameter before it; "
                         f"earlier ones: {', '.join(sorted(earlier)) or 'none'}"
                     )
+                known = self.root[other]
+                wanted = parameter.when[other]
+                for value in wanted if isinstance(wanted, list) else [wanted]:
+                    if isinstance(known, CategoricalParameter) and value not in known.choices:
+                        raise DefinitionError(
+                            f"{name}.when wants {other} = {value!r}, which is none of its choices: {known.choices}"
+                        )
             earlier.add(name)
         return self
 
@@ -292,7 +303,7 @@ def _check_value(
     if isinstance(value, bool) or not isinstance(value, wanted):
         raise DefinitionError(f"{name} must be a number of type {parameter.type}; got {value!r}")
     if not parameter.distribution._contains(float(value)):
-        stepped = f" in steps of {parameter.step}" if parameter.step else ""
+        stepped = f" in steps of {parameter.step}" if parameter.step not in (None, 1) else ""
         raise DefinitionError(
             f"{name} must lie in [{parameter.low}, {parameter.high}]{stepped}; got {value!r}"
         )

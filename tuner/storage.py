@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +20,12 @@ from typing import Any, cast
 
 import optuna
 import sqlalchemy as sa
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.orm import Session
@@ -40,6 +42,8 @@ BUSY_SECONDS = 30.0
 
 # Optuna's tables: written in bulk here, where its own methods take several statements for every single value
 _STUDIES = cast("sa.Table", models.StudyModel.__table__)
+_DIRECTIONS = cast("sa.Table", models.StudyDirectionModel.__table__)
+_STUDY_ATTRS = cast("sa.Table", models.StudyUserAttributeModel.__table__)
 _TRIALS = cast("sa.Table", models.TrialModel.__table__)
 _PARAMS = cast("sa.Table", models.TrialParamModel.__table__)
 _VALUES = cast("sa.Table", models.TrialValueModel.__table__)
@@ -102,15 +106,51 @@ class Database(RDBStorage):
         """The same in words: which database, and its own reason."""
         return StorageError(f"{safe_url(self.url)} failed: {_reason(error.__cause__ or error)}")
 
-    def create_trial(self, session: Session, study_id: int, number: int, template: FrozenTrial) -> int | None:
-        """Create trial `number` with the state, parameters and system attributes of `template`.
+    def create_defined_study(
+        self, name: str, direction: StudyDirection, user_attrs: Mapping[str, Any]
+    ) -> None:
+        """Create a study with its attributes in one transaction.
 
-        Returns its id, or None if the next number is another one by now: numbers are given one after the other.
+        Raises:
+            DuplicatedStudyError: there is one of this name.
+            StorageError: the database does not answer, or refuses.
         """
-        # the study's row is the lock under which numbers are given (SQLite holds the whole database already)
+        try:
+            with self.transaction() as session:
+                insert = sa.insert(_STUDIES).values(study_name=name).returning(_STUDIES.c.study_id)
+                study_id = session.execute(insert).scalar_one()
+                directions = sa.insert(_DIRECTIONS)
+                session.execute(directions.values(study_id=study_id, objective=0, direction=direction))
+                rows = [
+                    {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+                    for key, value in user_attrs.items()
+                ]
+                session.execute(sa.insert(_STUDY_ATTRS), rows)
+        except StorageError as error:
+            if isinstance(error.__cause__, sa.exc.IntegrityError):
+                raise optuna.exceptions.DuplicatedStudyError(name) from error
+            raise
+
+    def lock_study(self, session: Session, study_id: int) -> None:
+        """Let no other transaction that does the same go on before this one ends.
+
+        Numbers are given and budgets counted under this lock. SQLite has locked the whole database already.
+        """
         session.execute(
             sa.select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == study_id).with_for_update()
         )
+
+    def is_running(self, session: Session, trial_id: int) -> bool:
+        """Whether the trial is running still: somebody may have ended it by hand, in the dashboard for instance."""
+        state = sa.select(_TRIALS.c.state).where(_TRIALS.c.trial_id == trial_id)
+        return bool(session.execute(state).scalar_one() == TrialState.RUNNING)
+
+    def create_trial(self, session: Session, study_id: int, number: int, template: FrozenTrial) -> int | None:
+        """Create trial `number` with the state, parameters and system attributes of `template`.
+
+        Needs the study's lock. Returns its id, or None if the next number is another one by now: numbers are given
+        one after the other.
+        """
         count = sa.select(sa.func.count()).select_from(_TRIALS).where(_TRIALS.c.study_id == study_id)
         if session.scalar(count) != number:
             return None
@@ -181,14 +221,8 @@ class Database(RDBStorage):
         values: Sequence[float] | None,
         user_attrs: Mapping[str, Any],
     ) -> None:
-        """End a running trial with its values and attributes.
-
-        Raises:
-            UpdateFinishedTrialError: it has ended already, for instance by a hand in the dashboard.
-        """
-        is_this = _TRIALS.c.trial_id == trial_id
-        there = session.execute(sa.select(_TRIALS.c.state).where(is_this).with_for_update()).scalar_one()
-        self.check_trial_is_updatable(trial_id, there)
+        """End a running trial with its values, none of them NaN, and attributes."""
+        assert not any(math.isnan(value) for value in values or ())  # Optuna could not read it back
         self.set_attrs(session, USER_ATTRS, trial_id, user_attrs)
         for objective, value in enumerate(values or ()):
             stored, kind = models.TrialValueModel.value_to_stored_repr(value)
@@ -198,7 +232,9 @@ class Database(RDBStorage):
                 )
             )
         session.execute(
-            sa.update(_TRIALS).where(is_this).values(state=state, datetime_complete=datetime.now())
+            sa.update(_TRIALS)
+            .where(_TRIALS.c.trial_id == trial_id)
+            .values(state=state, datetime_complete=datetime.now())
         )
 
 
@@ -228,6 +264,8 @@ def open_storage(url: str, *metadata: sa.MetaData) -> Database:
         raise StorageError(f"cannot open {name}: {_reason(error.__cause__ or error)}") from error
     except sa.exc.SQLAlchemyError as error:
         raise StorageError(f"cannot open {name}: {_reason(error)}") from error
+    except (OSError, Timeout) as error:
+        raise StorageError(f"cannot open {name}: {error}") from error
     except RuntimeError as error:  # Optuna's word for a schema of another version
         raise StorageError(f"cannot use {name}: {error}") from error
 
@@ -302,7 +340,8 @@ def _creation_lock(url: URL) -> Iterator[None]:
     lock: AbstractContextManager[Any] = nullcontext()
     if url.get_backend_name() == "sqlite":
         digest = hashlib.sha256(str(Path(url.database or "").resolve()).encode()).hexdigest()[:16]
-        lock = FileLock(Path(tempfile.gettempdir()) / f"tuner-{digest}.lock", timeout=BUSY_SECONDS)
+        path = Path(tempfile.gettempdir()) / f"tuner-{digest}.lock"
+        lock = FileLock(path, timeout=BUSY_SECONDS, mode=0o666)  # another user may be the next
     elif url.get_backend_name() == "postgresql":
         lock = _advisory_lock(url)
     with lock:

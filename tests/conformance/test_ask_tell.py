@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
@@ -16,8 +18,9 @@ from optuna.trial import TrialState
 
 from tuner import StudyDefinition, StudyManager
 from tuner.ask_tell import Answer, AskTell, Lease
-from tuner.errors import DefinitionError, LeaseLostError
+from tuner.errors import LeaseLostError
 from tuner.ledger import Owner, Spent
+from tuner.trial_run import run_trial
 
 SPACE = {
     "learning_rate": {"low": 1e-4, "high": 1.0, "scale": "log"},
@@ -82,7 +85,7 @@ def test_the_budget_of_trials_is_exact(url: str) -> None:
     for lease in leases:
         ask_tell.tell(lease, TrialState.COMPLETE, 0.0)
     assert ask_tell.ask() is None
-    assert ask_tell.spent() == Spent(trials=3, ended=3)
+    assert ask_tell.spent() == Spent(trials=3, ended=3, epochs=3)  # a trial without a report counts as one
 
 
 def test_the_budget_of_epochs_is_exact_over_trials_that_run_at_once(url: str) -> None:
@@ -182,11 +185,127 @@ def test_an_enqueued_point_comes_before_new_ones_and_is_completed_by_the_sampler
     assert ask_tell.ask() is None
 
 
-def test_an_enqueued_point_outside_the_space_is_refused_by_name(sqlite_url: str) -> None:
+@pytest.mark.parametrize(
+    ("point", "says"),
+    [({"units": 1000}, "units must lie in [4, 64]; got 1000"), ({"unit": 5}, "'unit' is not in the space")],
+)
+def test_an_enqueued_point_outside_the_space_fails_with_the_reason_and_blocks_nothing(
+    url: str, point: dict[str, Any], says: str
+) -> None:
+    ask_tell = begin(url, budget={"trials": 1})
+    ask_tell.study.enqueue_trial(point)
+    assert must(ask_tell.ask()).number == 1
+    refused = ask_tell.study.trials[0]
+    assert refused.state == TrialState.FAIL
+    assert says in refused.user_attrs["failure"]
+
+
+def test_nan_is_no_value(url: str) -> None:
+    ask_tell = begin(url)
+    lease = must(ask_tell.ask())
+    ask_tell.report(lease, 1, float("nan"))
+    with pytest.raises(ValueError, match="needs a number"):
+        ask_tell.tell(lease, TrialState.COMPLETE, float("nan"))
+    ask_tell.tell(lease, TrialState.PRUNED, lease.last_value)
+    (trial,) = ask_tell.study.trials  # the study can be read still
+    assert (trial.state, trial.value) == (TrialState.PRUNED, None)
+
+
+def test_a_trial_ended_by_hand_stays_as_it_was_ended(url: str) -> None:
+    ask_tell = begin(url, budget={"trials": 2})
+    lease = must(ask_tell.ask())
+    ask_tell.report(lease, 1, 0.3)
+    ask_tell.study.tell(0, 0.2)
+    for action in (
+        lambda: ask_tell.report(lease, 2, 0.1),
+        lambda: ask_tell.tell(lease, TrialState.COMPLETE, 0.1, {"late": True}),
+    ):
+        with pytest.raises(LeaseLostError, match="ended already"):
+            action()
+    expire(ask_tell)
+    assert must(ask_tell.ask()).number == 1  # not the ended one again
+    ended = ask_tell.study.trials[0]
+    assert (ended.value, ended.intermediate_values, ended.user_attrs) == (0.2, {1: 0.3}, {})
+
+
+@pytest.mark.parametrize("epoch", [-1, 2**31, "a", 1.5])
+def test_an_epoch_that_is_no_number_of_an_epoch_is_refused(sqlite_url: str, epoch: Any) -> None:
     ask_tell = begin(sqlite_url)
-    ask_tell.study.enqueue_trial({"units": 1000})
-    with pytest.raises(DefinitionError, match=r"units must lie in \[4, 64\].*got 1000"):
-        ask_tell.ask()
+    lease = must(ask_tell.ask())
+    with pytest.raises((ValueError, TypeError)):
+        ask_tell.report(lease, epoch, 1.0)
+    ask_tell.report(lease, np.int64(3), np.float32(0.5))  # type: ignore[arg-type]
+    assert ask_tell.study.trials[0].intermediate_values == {3: 0.5}
+
+
+def test_a_released_lease_is_worth_nothing(url: str) -> None:
+    ask_tell = begin(url)
+    lease = must(ask_tell.ask())
+    ask_tell.release(lease)
+    with pytest.raises(LeaseLostError):
+        ask_tell.heartbeat(lease)
+    with pytest.raises(LeaseLostError):
+        ask_tell.tell(lease, TrialState.COMPLETE, 1.0)
+    assert must(ask_tell.ask()).number == 0
+
+
+def test_a_process_id_that_is_used_again_is_another_process() -> None:
+    here = Owner.here()
+    assert Owner(here.host, here.pid, here.started + 1).is_gone()
+    assert not Owner(here.host + "x", here.pid, here.started + 1).is_gone()
+    assert Owner.parse(str(here)) == here
+
+
+def test_a_heartbeat_keeps_the_lease_through_a_long_epoch(sqlite_url: str) -> None:
+    ask_tell = begin(sqlite_url, budget={"trials": 2})
+    ask_tell.ledger.lease_seconds = 0.6
+    stolen: list[Lease | None] = []
+
+    def slow(trial: optuna.Trial) -> float:
+        time.sleep(1.5)
+        stolen.append(ask_tell_of_another.ask())
+        return 1.0
+
+    ask_tell_of_another = StudyManager(sqlite_url).ask_tell("s")
+    outcome = run_trial(ask_tell, slow)
+    assert outcome is not None
+    assert outcome.state == TrialState.COMPLETE
+    assert must(stolen[0]).number == 1  # a new trial, not the slow one
+
+
+def test_the_pruner_sees_trials_that_end_meanwhile(sqlite_url: str) -> None:
+    ask_tell = begin(sqlite_url, pruner={"name": "median", "startup_trials": 1})
+    other = StudyManager(sqlite_url).ask_tell("s")
+    slow, quick = must(ask_tell.ask()), must(other.ask())
+    assert ask_tell.report(slow, 1, 5.0) is Answer.CONTINUE
+    for epoch in (1, 2):
+        other.report(quick, epoch, 1.0)
+    other.tell(quick, TrialState.COMPLETE, 1.0)
+    assert ask_tell.report(slow, 2, 5.0) is Answer.PRUNE
+
+
+@pytest.mark.parametrize("budget", [{"epochs": 41}, {"trials": 17}])
+def test_a_budget_is_exact_whoever_spends_it_at_once(url: str, budget: dict[str, int]) -> None:
+    ask_tell = begin(url, budget=budget)
+    for _ in range(5):
+        ask_tell.study.enqueue_trial({"units": 9})
+
+    def work() -> None:
+        own = StudyManager(url).ask_tell("s")
+        while (lease := own.ask()) is not None:
+            for epoch in (1, 2, 3):
+                if own.report(lease, epoch, 1.0) is Answer.STOP:
+                    break
+            own.tell(lease, TrialState.COMPLETE, 1.0)
+
+    with ThreadPoolExecutor(6) as pool:
+        for future in [pool.submit(work) for _ in range(6)]:
+            future.result()
+    trials = [t for t in ask_tell.study.trials if t.state == TrialState.COMPLETE]
+    if "epochs" in budget:
+        assert sum(len(trial.intermediate_values) for trial in trials) == 41
+    else:
+        assert len(trials) == 17
 
 
 @pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "cma-es", "coarse-to-fine"])

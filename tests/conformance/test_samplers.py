@@ -49,10 +49,37 @@ class TestSobol(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
         return lambda: SobolSampler(["x", "y"], seed=0)
 
 
-class TestCoarseToFine(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+class TestCoarseToFine(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
     @pytest.fixture
     def sampler(self):
-        return lambda: CoarseToFineSampler(seed=0, stages=(4, 3))
+        return lambda: CoarseToFineSampler(seed=0)
+
+
+class TestCoarseToFineAtRandom(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+    @pytest.fixture
+    def sampler(self):
+        return lambda: CoarseToFineSampler(inside="random", seed=0)
+
+
+class TestCoarseToFineSobol(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+    @pytest.fixture
+    def sampler(self):
+        return lambda: CoarseToFineSampler(inside="sobol", seed=0)
+
+
+class TestCoarseToFineInStages(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+    @pytest.fixture
+    def sampler(self):
+        return lambda: CoarseToFineSampler(stages=(4, 3), seed=0)
+
+
+class TestCoarseToFineInStagesOverTPE(
+    BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
+):
+    @pytest.fixture
+    def sampler(self):
+        inside = TPESampler(n_startup_trials=0, multivariate=True)
+        return lambda: CoarseToFineSampler(inside=inside, stages=(4, 3), seed=0)
 
 
 class TestCoarseToFineOverTPE(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):

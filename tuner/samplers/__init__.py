@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
 import optuna
 from optuna.samplers import BaseSampler
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tuner.errors import DefinitionError, MissingDependencyError
-from tuner.samplers.coarse_to_fine import CoarseToFineSampler, stage_lengths
+from tuner.samplers.coarse_to_fine import CoarseToFineSampler, Inside, explain_trial, stage_lengths
 from tuner.samplers.grid import GridSampler, fit_levels
+from tuner.samplers.local_gp import BOXES, ZoomOptions
 from tuner.samplers.sobol import SobolSampler
 from tuner.samplers.view import (
     BoxLens,
@@ -29,6 +30,7 @@ from tuner.samplers.view import (
 from tuner.space import FloatParameter, Space
 
 __all__ = [
+    "BOXES",
     "SAMPLERS",
     "AnySampler",
     "BoxLens",
@@ -43,6 +45,7 @@ __all__ = [
     "StudyView",
     "ViewSampler",
     "build_sampler",
+    "explain_trial",
 ]
 
 
@@ -202,28 +205,55 @@ class CmaEsSettings(_Settings):
 
 
 class CoarseToFineSettings(_Settings):
-    """The whole range first, then stage by stage a smaller box around the best points."""
+    """The whole range first, then inside a box around the best point that narrows with success."""
 
     name: Literal["coarse-to-fine"] = "coarse-to-fine"
-    inside: Literal["random"] = Field(default="random", description="The sampler inside the box.")
+    inside: Inside = Field(
+        default="local-gp", description="Who chooses inside the box: a Gaussian process, chance, or TPE."
+    )
+    box: Literal["adaptive", "stages"] = Field(
+        default="adaptive",
+        description="adaptive follows success and failure; stages are the course's own: the best points span it.",
+    )
     stages: list[Annotated[int, Field(ge=1)]] | None = Field(
         default=None,
         min_length=1,
         description="Lengths in trials, the last one repeating; by default 50, 30 and 20% of the budget.",
     )
     best: Annotated[int, Field(ge=2)] = Field(
-        default=5, description="How many of the best points span the box."
+        default=5, description="With stages: how many of the best points span the box."
     )
     padding: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        default=0.25, description="How far the box reaches beyond them, in shares of their extent."
+        default=0.25,
+        description="With stages: how far the box reaches beyond them, in shares of their extent.",
     )
+    everywhere: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.2, description="Share of the trials that look at the whole space; not with stages."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self._has_stages and self.inside in ("local-gp", "sobol"):
+            raise DefinitionError(f"stages need inside = 'random' or 'tpe'; got inside={self.inside!r}")
+        return self
 
     def build(self, context: SamplerContext) -> BaseSampler:
         """The zoom."""
+        if not self._has_stages:
+            options = ZoomOptions(everywhere=self.everywhere)
+            return CoarseToFineSampler(inside=self.inside, seed=context.seed, options=options)
         default = stage_lengths(context.trials) if context.trials else (20, 12, 8)
         return CoarseToFineSampler(
-            stages=self.stages or default, best=self.best, padding=self.padding, seed=context.seed
+            inside=self.inside,
+            stages=self.stages or default,
+            best=self.best,
+            padding=self.padding,
+            seed=context.seed,
         )
+
+    @property
+    def _has_stages(self) -> bool:
+        return self.box == "stages" or self.stages is not None
 
 
 AnySampler: TypeAlias = Annotated[

@@ -42,6 +42,7 @@ __all__ = [
     "ReverseLogLens",
     "StudyView",
     "ViewSampler",
+    "outside",
     "reseed",
 ]
 
@@ -192,6 +193,12 @@ class StudyView(optuna.Study):
             trials = [view for trial in trials if (view := self.translate(trial)) is not None]
         return copy.deepcopy(trials) if deepcopy else trials
 
+    def outward(self, name: str, value: Any) -> Any:
+        """What the viewed study calls `value`, a value of the parameter `name`."""
+        outer = _latest_distributions(self._viewed, {name}).get(name)
+        lens = self._lens_of(name, outer) if self._lens_of is not None and outer is not None else None
+        return value if lens is None or outer is None else lens.outward(outer, value)
+
     def translate(self, trial: FrozenTrial) -> FrozenTrial | None:
         """The trial as the sampler sees it; None where it is hidden."""
         if self._lens_of is None:
@@ -201,6 +208,13 @@ class StudyView(optuna.Study):
         if trial._trial_id not in self._cache:
             self._cache[trial._trial_id] = _translate(trial, self._lens_of)
         return self._cache[trial._trial_id]
+
+
+def outside(study: optuna.Study, name: str, value: Any) -> Any:
+    """What the database calls `value`, a value of the parameter `name` as a sampler sees it that is shown `study`."""
+    while isinstance(study, StudyView):
+        value, study = study.outward(name, value), study._viewed
+    return value
 
 
 def _translate(trial: FrozenTrial, lens_of: LensOf) -> FrozenTrial | None:

@@ -164,10 +164,10 @@ def make_box(axes: Axes, centre: Floats, lengths: Floats, length: float) -> Box:
     """The box of a length around a point: side L ℓᵢ / ℓ̄, the ratio clipped to ¼ … 4, ℓ̄ the geometric mean.
 
     [TuRBO] section 3.1: an axis on which the function changes quickly is narrowed first. One that is inactive at
-    the centre is free.
+    the centre is free; one with levels keeps the neighbouring ones in reach.
     """
     weights = lengths / np.exp(np.log(lengths).mean())
-    side = length * np.clip(weights, 0.25, 4.0)
+    side = np.maximum(length * np.clip(weights, 0.25, 4.0), 2.5 / axes.size)
     low, high = np.clip(centre - side / 2, 0, 1), np.clip(centre + side / 2, 0, 1)
     inactive = np.isnan(centre)
     return Box(centre, np.where(inactive, 0.0, low), np.where(inactive, 1.0, high), np.clip(side, 0.1, 1.0))

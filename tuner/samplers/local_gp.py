@@ -7,7 +7,7 @@ looks at the whole space, so that a better hill can still be found.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -59,7 +59,10 @@ class ZoomOptions:
     model_points: int = 100
     candidates: int = 384
     mutations: int = 256
+    parents: int = 5
     rounds: int = 2
+    noise_limit: float = np.inf
+    greedy_noise: float = np.inf
     rules: BoxRules = field(default_factory=BoxRules)
     prior: Prior = field(default_factory=Prior)
 
@@ -193,8 +196,12 @@ class ModelZoom(BaseSampler):
             self._note(study, trial, {"look": "coarse", "stage": 0})
             return self._sobol_row(number)
         state = self.state()
-        everywhere = not self.is_local(number)
-        belief = self._believe(np.inf if everywhere else state.length)
+        belief = self._believe(state.length)
+        noise = belief.model.hyperparameters.noise
+        everywhere = not self.is_local(number) and noise <= self.options.noise_limit
+        if everywhere:
+            centre, lengths = belief.box.centre, belief.model.hyperparameters.lengths
+            belief = replace(belief, box=make_box(self.axes, centre, lengths, np.inf))
         note: dict[str, Any] = {"look": "everywhere" if everywhere else "box", "stage": state.changes + 1}
         if not everywhere:
             note |= {"length": state.length, "box": self._described(study, belief.box)}
@@ -277,6 +284,8 @@ class ModelZoom(BaseSampler):
         def gain(rows: Floats) -> Floats:
             mean, deviation = model.predict(axes.features(rows))
             gains = log_expected_improvement(mean, deviation, belief.best)
+            if belief.model.hyperparameters.noise > self.options.greedy_noise:
+                gains = -mean
             gains[self._history.contains(rows)] = -np.inf  # nothing is evaluated twice
             return gains
 
@@ -293,7 +302,7 @@ class ModelZoom(BaseSampler):
         points = self._sobol_points(len(self.axes), self.options.candidates)[: self.options.candidates]
         units = (points + rng.uniform(size=len(self.axes))) % 1.0  # rotated: Cranley and Patterson (1976)
         inside = self._into_box(rng, belief.box, units)
-        return np.concatenate([inside, self._mutations(rng, belief.box, belief.rows[:5])])
+        return np.concatenate([inside, self._mutations(rng, belief.box, belief.rows[: self.options.parents])])
 
     def _into_box(self, rng: np.random.Generator, box: Box, units: Floats) -> Floats:
         """Rows in the box from uniform numbers, both (m, axes)."""
@@ -312,7 +321,7 @@ class ModelZoom(BaseSampler):
         fresh = axes.from_units(rng.uniform(size=(m, len(axes))))
         parents = best[rng.integers(len(best), size=m)]
         parents = np.where(np.isnan(parents), fresh, parents)
-        step = np.maximum((box.high - box.low) / 4, 0.01)
+        step = np.maximum((box.high - box.low) / 4, np.maximum(0.01, 1 / self.axes.size))
         moved = parents + rng.normal(size=parents.shape) * step
         moved[:, axes.categorical] = fresh[:, axes.categorical]
         changed = np.where(rng.uniform(size=(m, 1)) < 0.25, fresh, moved)
@@ -323,10 +332,15 @@ class ModelZoom(BaseSampler):
         """Points around the given ones, 32 each; steps in shares of the box."""
         axes = self.axes
         rows = np.repeat(points, 32, axis=0)
-        noise = rng.normal(size=rows.shape) * step * (box.high - box.low)
-        noise[:, axes.categorical] = 0.0
+        deviation = np.maximum(
+            step * (box.high - box.low), 0.5 / axes.size
+        )  # a neighbouring level is within reach
         some = rng.uniform(size=rows.shape) < rng.choice([0.3, 1.0], size=(len(rows), 1))
-        return axes.snap(rows + noise * some)
+        moved = rows + rng.normal(size=rows.shape) * deviation * some
+        fresh = axes.from_units(rng.uniform(size=rows.shape))
+        other = (rng.uniform(size=rows.shape) < 1 / len(axes)) & ~np.isnan(rows)
+        moved[:, axes.categorical] = np.where(other, fresh, rows)[:, axes.categorical]
+        return axes.snap(moved)
 
     # what it tells
 
@@ -351,7 +365,7 @@ class ModelZoom(BaseSampler):
         if state.changes == self._noted_changes:
             return
         self._noted_changes = state.changes
-        known = study.user_attrs.get(BOXES, [])
+        known = study._storage.get_study_user_attrs(study._study_id).get(BOXES, [])
         if all(box["stage"] != note["stage"] for box in known):
             entry = {"trial": trial.number, **{k: note[k] for k in ("stage", "length", "box")}}
             study._storage.set_study_user_attr(study._study_id, BOXES, [*known, entry][-BOXES_KEPT:])

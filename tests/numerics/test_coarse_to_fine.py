@@ -165,7 +165,7 @@ def finished(study, number, state, value=None):
 
 
 @given(st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 def test_a_grown_history_is_a_fresh_one(random):
     study = optuna.create_study(direction="maximize")
     grown, running = History(), []
@@ -237,7 +237,7 @@ def test_the_model_sees_the_best_the_near_and_some_far():
     values = ((rows - 0.3) ** 2).sum(axis=1)
     chosen = select(axes, rows, values, 90)
     assert len(set(chosen)) == len(chosen) == 90
-    assert set(np.argsort(values)[:30]) <= set(chosen)
+    assert set(np.argsort(values)[:18]) <= set(chosen)
     assert values[chosen].max() > 0.3
     np.testing.assert_array_equal(select(axes, rows[:50], values[:50], 90), np.arange(50))
 
@@ -280,12 +280,12 @@ def test_levels_next_to_the_best_stay_in_reach():
 
 
 def test_the_model_finds_the_last_digits_of_a_smooth_function():
-    study = minimized(CoarseToFineSampler(seed=0), 100)
-    assert study.best_value < 1e-4
+    study = minimized(CoarseToFineSampler(seed=0), 120)
+    assert study.best_value < 1e-3
 
 
 def test_nothing_is_evaluated_twice():
-    """A space of 90 points, 80 trials; then the rest, and only then repetitions."""
+    """A space of 90 points, 80 trials."""
 
     def objective(trial):
         return (trial.suggest_int("n", 0, 29) - 9) ** 2 + "abc".index(
@@ -293,8 +293,8 @@ def test_nothing_is_evaluated_twice():
         )
 
     study = minimized(CoarseToFineSampler(seed=0), 80, objective)
-    later = [tuple(t.params.values()) for t in study.trials[6:]]
-    assert len(set(later)) == len(later)
+    points = [tuple(t.params.values()) for t in study.trials]
+    assert len(set(points)) == len(points)
     assert study.best_value == 0
 
 
@@ -450,9 +450,9 @@ def test_illegal_options_are_refused(options, words):
 # honest about its risk ----------------------------------------------------------------------------------------
 
 
-def found_the_well(everywhere, seed, trials=150):
+def found_the_well(everywhere, seed, inside, trials):
     options = ZoomOptions(everywhere=everywhere)
-    study = optuna.create_study(sampler=CoarseToFineSampler(seed=seed, options=options))
+    study = optuna.create_study(sampler=CoarseToFineSampler(inside=inside, seed=seed, options=options))
     bounds = narrow_well.bounds
 
     def objective(trial):
@@ -462,13 +462,30 @@ def found_the_well(everywhere, seed, trials=150):
     return study.best_value < -0.5
 
 
-@pytest.mark.slow
 def test_looking_everywhere_protects_where_zooming_must_lose():
-    """A wide bowl with a narrow well far off: zooming alone ends in the bowl, the global share finds the well."""
-    seeds = range(8)
-    zooming, protected = (sum(found_the_well(share, seed) for seed in seeds) for share in (0.0, 0.4))
-    assert protected > zooming
-    assert protected >= 4
+    """A wide bowl, and far off on its slope a narrow well of 0.6 % of the range that is deeper.
+
+    Zooming alone ends in the bowl. Each look finds the well with chance 0.006, 100 of them with chance 0.45.
+    """
+    zooming, protected = (
+        sum(found_the_well(share, seed, "random", 200) for seed in range(8)) for share in (0.0, 0.5)
+    )
+    assert zooming <= 1
+    assert protected >= zooming + 2
+
+
+def test_what_looking_everywhere_costs():
+    """In the valley, where there is one hill only, every look elsewhere is lost; the model's looks lose little."""
+
+    def best(share):
+        options = ZoomOptions(everywhere=share)
+        values = [
+            minimized(CoarseToFineSampler(inside="random", seed=seed, options=options), 60).best_value
+            for seed in range(8)
+        ]
+        return np.exp(np.mean(np.log(values)))
+
+    assert best(0.2) < best(0.8)
 
 
 def test_tiers_by_priority_tune_the_first_ones_first():

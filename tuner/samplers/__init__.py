@@ -253,7 +253,7 @@ class CoarseToFineSettings(_Settings):
         description="With stages: how far the box reaches beyond them, in shares of their extent.",
     )
     everywhere: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.2, description="Share of the trials that look at the whole space; not with stages."
+        default=0.4, description="Share of the trials that look at the whole space; not with stages."
     )
 
     @model_validator(mode="after")

@@ -23,7 +23,16 @@ from tuner.samplers.axes import Axes
 from tuner.samplers.gaussian_process import Floats
 from tuner.scales import from_unit
 
-__all__ = ["Box", "BoxLength", "BoxRules", "BoxState", "looks_everywhere", "make_box", "narrowed"]
+__all__ = [
+    "Box",
+    "BoxLength",
+    "BoxRules",
+    "BoxState",
+    "looks_blindly",
+    "looks_everywhere",
+    "make_box",
+    "narrowed",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +138,11 @@ def _median(values: Floats) -> float:
 def looks_everywhere(number: int, share: float) -> bool:
     """Whether trial `number` looks at the whole space: `share` of all, evenly spread."""
     return int((number + 1) * share) > int(number * share)
+
+
+def looks_blindly(number: int, share: float) -> bool:
+    """Whether it looks there without regard to any model, so that no region is left out for ever: one look in five."""
+    return looks_everywhere(number, share) and int(number * share) % 5 == 4
 
 
 @dataclass(frozen=True, slots=True)

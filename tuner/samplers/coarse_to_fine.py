@@ -33,9 +33,9 @@ Inside = Literal["local-gp", "random", "sobol", "tpe"]
 class CoarseToFineSampler(BaseSampler):
     """A zoom over any sampler: look at the whole range, then inside a box around the best point.
 
-    A coarse stage of 2 trials a parameter (6 to 20) looks everywhere. Then the box doubles when trials in it succeed
+    A coarse stage of 2 trials a parameter (6 to 10) looks everywhere. Then the box doubles when trials in it succeed
     and halves when they fail; it is centred where a Gaussian process believes the best finished point to be and
-    narrowed first along the axes that matter most; a fifth of the trials goes on looking everywhere. The box is a
+    narrowed first along the axes that matter most; two fifths of the trials go on looking everywhere. The box is a
     function of the finished trials: every worker and every restart sees the same one.
 
     Args:

@@ -20,7 +20,7 @@ from scipy.stats import qmc
 from threadpoolctl import ThreadpoolController
 
 from tuner.samplers.axes import Axes
-from tuner.samplers.box import Box, BoxLength, BoxRules, BoxState, looks_everywhere, make_box
+from tuner.samplers.box import Box, BoxLength, BoxRules, BoxState, looks_blindly, looks_everywhere, make_box
 from tuner.samplers.gaussian_process import (
     Floats,
     GaussianProcess,
@@ -49,20 +49,21 @@ BOXES_KEPT = 200
 class ZoomOptions:
     """What may be tuned of the tuner.
 
-    `everywhere` is the share of trials that look at the whole space, `model_points` how many points the model has at
-    most (an ask costs their cube), `candidates` and `mutations` how many points it judges, `rounds` how often the
-    best of them are polished.
+    `startup` is the length of the coarse stage, by default 2 trials a parameter, 6 to 10. `everywhere` is the share of
+    trials that look at the whole space, while the noise is at most `noise_limit` of the signal: beyond, looking
+    elsewhere finds luck. One in five of them looks blindly, whatever the model believes. `model_points` is how many
+    points the model has at most (an ask costs their cube), `candidates` and `mutations` how many points it judges,
+    `parents` how many of the best are mutated, `rounds` how often the best candidates are polished.
     """
 
     startup: int | None = None
-    everywhere: float = 0.2
-    model_points: int = 100
-    candidates: int = 384
-    mutations: int = 256
+    everywhere: float = 0.4
+    noise_limit: float = 0.1
+    model_points: int = 150
+    candidates: int = 512
+    mutations: int = 384
     parents: int = 5
-    rounds: int = 2
-    noise_limit: float = np.inf
-    greedy_noise: float = np.inf
+    rounds: int = 3
     rules: BoxRules = field(default_factory=BoxRules)
     prior: Prior = field(default_factory=Prior)
 
@@ -163,7 +164,7 @@ class ModelZoom(BaseSampler):
     @property
     def startup(self) -> int:
         """The length of the coarse stage."""
-        return self.options.startup or max(6, min(2 * len(self.axes), 20))
+        return self.options.startup or max(6, min(2 * len(self.axes), 10))
 
     def is_coarse(self, number: int) -> bool:
         """Whether trial `number` belongs to the coarse stage: too early, or too little known."""
@@ -196,6 +197,9 @@ class ModelZoom(BaseSampler):
             self._note(study, trial, {"look": "coarse", "stage": 0})
             return self._sobol_row(number)
         state = self.state()
+        if looks_blindly(number, self.options.everywhere):
+            self._note(study, trial, {"look": "everywhere", "stage": state.changes + 1})
+            return self._sobol_row(number)
         belief = self._believe(state.length)
         noise = belief.model.hyperparameters.noise
         everywhere = not self.is_local(number) and noise <= self.options.noise_limit
@@ -220,9 +224,10 @@ class ModelZoom(BaseSampler):
         return row
 
     def _sobol_row(self, number: int) -> Floats:
-        row: Floats = self.axes.from_units(
-            self._sobol_points(len(self.axes), number + 1)[number : number + 1]
-        )[0]
+        """The Sobol point of the trial's number; where that is taken already, one after it."""
+        units = self._sobol_points(len(self.axes), number + 64)[number : number + 64]
+        rows = self._rules().apply(self.axes.from_units(units))
+        row: Floats = rows[int(np.argmin(self._history.contains(rows)))]
         return row
 
     def _sobol_points(self, dimension: int, count: int) -> Floats:
@@ -258,7 +263,7 @@ class ModelZoom(BaseSampler):
         known = rows[chosen]
         hyperparameters = self._hyperparameters(self._history.numbers[places], rows, values)
         model = GaussianProcess.condition(
-            axes.features(known), axes.feature_axis, warp(values[chosen]), hyperparameters
+            axes.features(known), axes.feature_axis, warp(values)[chosen], hyperparameters
         )
         believed = model.predict_mean(model.features)
         order = np.argsort(believed, kind="stable")
@@ -271,7 +276,7 @@ class ModelZoom(BaseSampler):
         key = numbers[max(0, first - 1000) : first].tobytes()
         if key not in self._fitted:
             chosen = select(self.axes, rows[:first], values[:first], self.options.model_points)
-            features, targets = self.axes.features(rows[chosen]), warp(values[chosen])
+            features, targets = self.axes.features(rows[chosen]), warp(values[:first])[chosen]
             self._fitted = {key: fit(features, self.axes.feature_axis, targets, self.options.prior)}
         return self._fitted[key]
 
@@ -284,8 +289,6 @@ class ModelZoom(BaseSampler):
         def gain(rows: Floats) -> Floats:
             mean, deviation = model.predict(axes.features(rows))
             gains = log_expected_improvement(mean, deviation, belief.best)
-            if belief.model.hyperparameters.noise > self.options.greedy_noise:
-                gains = -mean
             gains[self._history.contains(rows)] = -np.inf  # nothing is evaluated twice
             return gains
 
@@ -295,6 +298,8 @@ class ModelZoom(BaseSampler):
             best = np.argsort(-gains, kind="stable")[:4]
             near = rules.apply(self._near(rng, rows[best], belief.box, step))
             rows, gains = np.concatenate([rows[best], near]), np.concatenate([gains[best], gain(near)])
+        if not np.isfinite(gains.max()):  # all is known here
+            return self._sobol_row(number)
         row: Floats = rows[int(np.argmax(gains))]
         return row
 
@@ -316,9 +321,11 @@ class ModelZoom(BaseSampler):
         return axes.snap(rows)
 
     def _mutations(self, rng: np.random.Generator, box: Box, best: Floats) -> Floats:
-        """The best points with one to three axes changed: a step, or for one in four anything."""
+        """The best points with one to three axes changed: a step, or for one in four anything in the box."""
         axes, m = self.axes, self.options.mutations
-        fresh = axes.from_units(rng.uniform(size=(m, len(axes))))
+        units = rng.uniform(size=(m, len(axes)))
+        fresh = axes.from_units(units)
+        fresh[:, axes.numeric] = (box.low + units * (box.high - box.low))[:, axes.numeric]
         parents = best[rng.integers(len(best), size=m)]
         parents = np.where(np.isnan(parents), fresh, parents)
         step = np.maximum((box.high - box.low) / 4, np.maximum(0.01, 1 / self.axes.size))
@@ -329,16 +336,16 @@ class ModelZoom(BaseSampler):
         return axes.snap(np.where(rank < rng.integers(1, 4, size=(m, 1)), changed, parents))
 
     def _near(self, rng: np.random.Generator, points: Floats, box: Box, step: float) -> Floats:
-        """Points around the given ones, 32 each; steps in shares of the box."""
+        """Points around the given ones, 48 each, two in three with numbers moved alone; steps in shares of the box."""
         axes = self.axes
-        rows = np.repeat(points, 32, axis=0)
-        deviation = np.maximum(
-            step * (box.high - box.low), 0.5 / axes.size
-        )  # a neighbouring level is within reach
+        rows = np.repeat(points, 48, axis=0)
+        deviation = np.broadcast_to(step * (box.high - box.low), rows.shape).copy()
+        leaps = np.arange(len(rows)) % 3 == 0
+        deviation[leaps] = np.maximum(deviation[leaps], 0.5 / axes.size)  # the next level is in reach
         some = rng.uniform(size=rows.shape) < rng.choice([0.3, 1.0], size=(len(rows), 1))
         moved = rows + rng.normal(size=rows.shape) * deviation * some
         fresh = axes.from_units(rng.uniform(size=rows.shape))
-        other = (rng.uniform(size=rows.shape) < 1 / len(axes)) & ~np.isnan(rows)
+        other = leaps[:, None] & (rng.uniform(size=rows.shape) < 1 / len(axes)) & ~np.isnan(rows)
         moved[:, axes.categorical] = np.where(other, fresh, rows)[:, axes.categorical]
         return axes.snap(moved)
 
@@ -394,10 +401,13 @@ def milestone(finished: int) -> int:
 
 
 def select(axes: Axes, rows: Floats, values: Floats, count: int) -> NDArray[np.intp]:
-    """Which points the model sees, ascending: the best third, those nearest to the best one, some from all over."""
+    """Which points the model sees, ascending: a fifth the best, half nearest to the best one, the rest from all over.
+
+    Few for being good: values that noise made look good would mislead a model that sees little else.
+    """
     if len(values) <= count:
         return np.arange(len(values))
-    best = np.argpartition(values, count // 3)[: count // 3]
+    best = np.argpartition(values, count // 5)[: count // 5]
     features = axes.features(rows)
     distance = ((features - features[int(np.argmin(values))]) ** 2).sum(axis=1)
     distance[best] = np.inf

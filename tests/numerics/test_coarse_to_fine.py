@@ -462,6 +462,7 @@ def found_the_well(everywhere, seed, inside, trials):
     return study.best_value < -0.5
 
 
+@pytest.mark.slow
 def test_looking_everywhere_protects_where_zooming_must_lose():
     """A wide bowl, and far off on its slope a narrow well of 0.6 % of the range that is deeper.
 
@@ -474,6 +475,7 @@ def test_looking_everywhere_protects_where_zooming_must_lose():
     assert protected >= zooming + 2
 
 
+@pytest.mark.slow
 def test_what_looking_everywhere_costs():
     """In the valley, where there is one hill only, every look elsewhere is lost; the model's looks lose little."""
 

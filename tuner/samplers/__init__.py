@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
 import optuna
 from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tuner.errors import DefinitionError, MissingDependencyError
@@ -181,9 +182,19 @@ class TPESettings(_Settings):
         )
 
 
+class _ColdGPSampler(optuna.samplers.GPSampler):
+    """Optuna's, fitted from the same start in each trial: what it fitted before, a restarted process cannot know."""
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._gprs_cache_list = None
+        self._constraints_gprs_cache_list = None
+        super().before_trial(study, trial)
+
+
 class GPSettings(_Settings):
     """Gaussian process with expected improvement, Optuna's; for expensive trainings. Needs PyTorch."""
 
+    several_objectives: ClassVar[bool] = True
     name: Literal["gp"] = "gp"
     startup_trials: Annotated[int, Field(ge=1)] = Field(
         default=10, description="Random trials before the model."
@@ -199,7 +210,7 @@ class GPSettings(_Settings):
             raise MissingDependencyError(
                 "sampler 'gp' needs PyTorch, which is not installed: pip install 'tuner[gp]'"
             )
-        return optuna.samplers.GPSampler(
+        return _ColdGPSampler(
             n_startup_trials=self.startup_trials, seed=context.seed, warn_independent_sampling=False
         )
 

@@ -201,8 +201,7 @@ class ModelZoom(BaseSampler):
             self._note(study, trial, {"look": "everywhere", "stage": state.changes + 1})
             return self._sobol_row(number)
         belief = self._believe(state.length)
-        noise = belief.model.hyperparameters.noise
-        everywhere = not self.is_local(number) and noise <= self.options.noise_limit
+        everywhere = not self.is_local(number) and not self._is_noisy(belief)
         if everywhere:
             centre, lengths = belief.box.centre, belief.model.hyperparameters.lengths
             belief = replace(belief, box=make_box(self.axes, centre, lengths, np.inf))
@@ -270,6 +269,9 @@ class ModelZoom(BaseSampler):
         box = make_box(axes, known[order[0]], hyperparameters.lengths, length)
         return Belief(model, known[order], float(believed[order[0]]), box)
 
+    def _is_noisy(self, belief: Belief) -> bool:
+        return belief.model.hyperparameters.noise > self.options.noise_limit
+
     def _hyperparameters(self, numbers: NDArray[np.intp], rows: Floats, values: Floats) -> Hyperparameters:
         """Fitted to the first of the trials, as many as the last milestone says: the same after a restart."""
         first = milestone(len(numbers))
@@ -307,7 +309,7 @@ class ModelZoom(BaseSampler):
         points = self._sobol_points(len(self.axes), self.options.candidates)[: self.options.candidates]
         units = (points + rng.uniform(size=len(self.axes))) % 1.0  # rotated: Cranley and Patterson (1976)
         inside = self._into_box(rng, belief.box, units)
-        return np.concatenate([inside, self._mutations(rng, belief.box, belief.rows[: self.options.parents])])
+        return np.concatenate([inside, self._mutations(rng, belief)])
 
     def _into_box(self, rng: np.random.Generator, box: Box, units: Floats) -> Floats:
         """Rows in the box from uniform numbers, both (m, axes)."""
@@ -320,9 +322,14 @@ class ModelZoom(BaseSampler):
         rows[:, categorical] = np.where(stay & ~np.isnan(kept), kept, rows[:, categorical])
         return axes.snap(rows)
 
-    def _mutations(self, rng: np.random.Generator, box: Box, best: Floats) -> Floats:
+    def _mutations(self, rng: np.random.Generator, belief: Belief) -> Floats:
         """The best points with one to three axes changed: a step, or for one in four anything in the box."""
-        axes, m = self.axes, self.options.mutations
+        axes, m, box, best = (
+            self.axes,
+            self.options.mutations,
+            belief.box,
+            belief.rows[: self.options.parents],
+        )
         units = rng.uniform(size=(m, len(axes)))
         fresh = axes.from_units(units)
         fresh[:, axes.numeric] = (box.low + units * (box.high - box.low))[:, axes.numeric]

@@ -1,11 +1,11 @@
-# make demo | make test | make check | make docs | make pictures | make bench | make dashboard | make clean
+# make demo | make test | make check | make docs | make pictures | make bench | make bench-samplers | make dashboard | make clean
 # Everything a target needs is set up by itself, in .venv; only Python >= 3.11 and make must be there.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check docs pictures bench dashboard clean
+.PHONY: demo test check docs pictures bench bench-samplers dashboard clean
 
 demo: $(VENV)/installed  ## compare four samplers on real digits: tuner.db, report/index.html
 	$(BIN)/tuner compare digits
@@ -27,6 +27,10 @@ pictures: $(VENV)/installed-test  ## the README's pictures, of the demo's own ru
 
 bench: $(VENV)/installed-test  ## claims of speed, measured
 	$(BIN)/python tests/benchmarks/bench_network.py
+
+bench-samplers: $(VENV)/installed-test  ## samplers on tables of real trainings; DATA=folder, see tests/benchmarks/README.md
+	$(BIN)/python -m pip install --quiet onnxruntime coco-experiment
+	$(BIN)/python tests/benchmarks/bench_samplers.py $(if $(DATA),--data $(DATA))
 
 dashboard: $(VENV)/installed  ## optuna-dashboard on tuner.db
 	$(BIN)/tuner dashboard

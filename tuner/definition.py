@@ -19,7 +19,7 @@ from tuner.catalogue import find_objective
 from tuner.errors import DefinitionError, NotFoundError
 from tuner.explain import explain_all, near_miss
 from tuner.pruners import PRUNERS, AnyPruner, NoneSettings
-from tuner.samplers import SAMPLERS, AnySampler, SamplerContext, TPESettings
+from tuner.samplers import SAMPLERS, AnySampler, SamplerContext, TPESettings, able
 from tuner.space import PARAMETER_TYPES, CategoricalParameter, Choice, Parameter, Space, parameter_type
 
 __all__ = [
@@ -85,10 +85,14 @@ class StudyDefinition(_Document):
             if name in self.space.root:
                 raise DefinitionError(f"{name!r} is both in fixed and in space; it can be in one of them")
         if self.space.is_conditional and not self.sampler.conditions:
-            able = ", ".join(name for name, settings in SAMPLERS.items() if settings.conditions)
             raise DefinitionError(
                 f"sampler {self.sampler.name!r} cannot cope with parameters under a condition (when); "
-                f"these can: {able}"
+                f"these can: {', '.join(able('conditions'))}"
+            )
+        if self.sampler.stages == "by-priority" and not self.sampler.by_priority:
+            raise DefinitionError(
+                f"sampler {self.sampler.name!r} cannot tune by priority (stages); "
+                f"these can: {', '.join(able('by_priority'))}"
             )
         self.sampler.capacity(self.context)
         return self
@@ -96,7 +100,15 @@ class StudyDefinition(_Document):
     @property
     def context(self) -> SamplerContext:
         """What the sampler may know of the study."""
-        return SamplerContext(self.space, self.seed, self.budget.trials)
+        return SamplerContext(self.space, self.seed, self.budget.trials, self._defaults())
+
+    def _defaults(self) -> dict[str, Any]:
+        """The objective's defaults of the space's parameters, where they lie in it."""
+        try:
+            hyperparameters = find_objective(self.objective).hyperparameters if self.objective else ()
+        except NotFoundError:  # `check_objective` says so, with the names there are
+            return {}
+        return {h.name: h.default for h in hyperparameters if self.space.allows(h.name, h.default)}
 
     @property
     def trials(self) -> int | None:

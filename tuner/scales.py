@@ -27,8 +27,12 @@ __all__ = [
     "ReverseLogScale",
     "Scale",
     "ScaleName",
+    "from_reversed",
     "from_unit",
+    "is_reversible",
     "make_scale",
+    "reversed_distribution",
+    "to_reversed",
     "to_unit",
 ]
 
@@ -184,6 +188,47 @@ def to_unit(distribution: BaseDistribution, value: Any) -> float:
         half = distribution.step / 2
         return LinearScale(distribution.low - half, distribution.high + half).to_unit(value)
     return _float_scale(distribution).to_unit(value)
+
+
+def is_reversible(distribution: BaseDistribution) -> bool:
+    """Whether a reverse-log scale can be laid on it: a linear range, of real numbers below 1 or of any integers."""
+    if isinstance(distribution, IntDistribution):
+        return not distribution.log
+    return isinstance(distribution, FloatDistribution) and not distribution.log and distribution.high < 1
+
+
+def reversed_distribution(distribution: BaseDistribution) -> FloatDistribution | IntDistribution:
+    """What is log-uniform where `distribution` is reverse-log: 1 − value; of integers, 1 + the steps below high.
+
+    A stepped range of real numbers is widened by half a step at both ends, so that each of its values gets the share
+    of the log scale that lies nearest to it.
+    """
+    if isinstance(distribution, IntDistribution):
+        return IntDistribution(1, (distribution.high - distribution.low) // distribution.step + 1, log=True)
+    assert isinstance(distribution, FloatDistribution)
+    low, high = 1 - distribution.high, 1 - distribution.low
+    if distribution.step is not None:
+        low, high = max(low - distribution.step / 2, low / 2), high + distribution.step / 2
+    return FloatDistribution(low, high, log=True)
+
+
+def to_reversed(distribution: BaseDistribution, value: Any) -> Any:
+    """The value of `reversed_distribution` that stands for `value`."""
+    if isinstance(distribution, IntDistribution):
+        return (distribution.high - value) // distribution.step + 1
+    seen = reversed_distribution(distribution)
+    return _clip(1 - value, seen.low, seen.high)
+
+
+def from_reversed(distribution: BaseDistribution, value: Any) -> Any:
+    """The value that a value of `reversed_distribution` stands for, never outside the range."""
+    if isinstance(distribution, IntDistribution):
+        return distribution.high - (int(value) - 1) * distribution.step
+    assert isinstance(distribution, FloatDistribution)
+    if distribution.step is None:
+        return _clip(1 - value, distribution.low, distribution.high)
+    nearest = round((1 - value - distribution.low) / distribution.step)
+    return _clip(distribution.low + nearest * distribution.step, distribution.low, distribution.high)
 
 
 def _float_scale(distribution: FloatDistribution) -> Scale:

@@ -21,7 +21,7 @@ from optuna.distributions import (
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag, model_validator
 
 from tuner.errors import DefinitionError
-from tuner.scales import ScaleName, from_unit, make_scale
+from tuner.scales import ScaleName, from_reversed, from_unit, make_scale, reversed_distribution
 
 __all__ = [
     "PARAMETER_TYPES",
@@ -56,6 +56,15 @@ class _Parameter(BaseModel):
         description="Active only if each parameter named here has the value (or one of the values) given.",
     )
 
+    @property
+    def middle(self) -> Any:
+        """The value in the middle of the scale; of choices without order the first one."""
+        return self.levels(1)[0]
+
+    def levels(self, count: int) -> list[Any]:
+        """At most `count` values that stand for all."""
+        raise NotImplementedError
+
     def is_active(self, params: Mapping[str, Any]) -> bool:
         """Whether the conditions hold, given the values of the parameters before it."""
         return all(
@@ -76,15 +85,17 @@ class FloatParameter(_Parameter):
         description="linear, log, or reverse_log (log-uniform in 1 − value).",
     )
     step: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="Only low + k·step are tried; linear scale only."
+        default=None, description="Only low + k·step are tried; not with a log scale."
     )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _check_range(self.low, self.high)
         if self.step is not None:
-            if self.scale_name != "linear":
-                raise DefinitionError(f"step needs scale = 'linear'; got scale={self.scale_name!r}")
+            if self.scale_name == "log":
+                raise DefinitionError(
+                    f"step needs scale = 'linear' or 'reverse_log'; got scale={self.scale_name!r}"
+                )
             if self.low + self.step > self.high:
                 raise DefinitionError(
                     f"step needs low + step <= high; got low={self.low}, step={self.step}, high={self.high}"
@@ -113,10 +124,7 @@ class FloatParameter(_Parameter):
 
     def levels(self, count: int) -> list[float]:
         """At most `count` values, at the middles of `count` equal cells of the scale, ascending."""
-        if self.scale_name == "reverse_log":
-            scale = make_scale("reverse_log", self.low, self.high)
-            return sorted({scale.from_unit(unit) for unit in _cell_middles(count)})
-        return sorted({from_unit(self.distribution, unit) for unit in _cell_middles(count)})
+        return _levels(self.distribution, self.scale_name, count)
 
 
 class IntParameter(_Parameter):
@@ -125,11 +133,13 @@ class IntParameter(_Parameter):
     type: Literal["int"]
     low: Annotated[int, Field(ge=-EXACT_INTEGER, le=EXACT_INTEGER, description="Lower end, included.")]
     high: Annotated[int, Field(ge=-EXACT_INTEGER, le=EXACT_INTEGER, description="Upper end, included.")]
-    scale_name: Literal["linear", "log"] = Field(
-        default="linear", alias="scale", description="linear or log."
+    scale_name: ScaleName = Field(
+        default="linear",
+        alias="scale",
+        description="linear, log, or reverse_log (log-uniform in 1 + the steps below high).",
     )
     step: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="Only low + k·step are tried; linear scale only where over 1."
+        default=1, description="Only low + k·step are tried; 1 with a log scale."
     )
 
     @model_validator(mode="after")
@@ -159,16 +169,20 @@ class IntParameter(_Parameter):
 
     def levels(self, count: int) -> list[int]:
         """At most `count` values, at the middles of `count` equal cells of the scale, ascending."""
-        return sorted({from_unit(self.distribution, unit) for unit in _cell_middles(count)})
+        return _levels(self.distribution, self.scale_name, count)
 
 
 class CategoricalParameter(_Parameter):
-    """One of a list of choices, without order."""
+    """One of a list of choices, without order unless `ordered` says so."""
 
     choices: Annotated[list[Choice], Field(min_length=1, max_length=1024)] = Field(
         description="The values to choose from: strings, numbers, true, false."
     )
     type: Literal["categorical"] = "categorical"
+    ordered: bool = Field(
+        default=False,
+        description="The choices are in order: samplers then see their places, and neighbours as near.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -194,8 +208,11 @@ class CategoricalParameter(_Parameter):
         return CategoricalDistribution(tuple(self.choices))
 
     def levels(self, count: int) -> list[Choice]:
-        """All choices, whatever `count`: they have no order along which some could stand for others."""
-        return list(self.choices)
+        """All choices; at most `count`, evenly spread, where they have an order along which some stand for others."""
+        if not self.ordered:
+            return list(self.choices)
+        places = IntDistribution(0, len(self.choices) - 1)
+        return [self.choices[i] for i in sorted({from_unit(places, unit) for unit in _cell_middles(count)})]
 
 
 PARAMETER_TYPES: dict[str, type[BaseModel]] = {
@@ -280,6 +297,14 @@ class Space(RootModel[dict[ParameterName, Parameter]]):
         """What the database holds, by name."""
         return {name: parameter.distribution for name, parameter in self.root.items()}
 
+    def allows(self, name: str, value: Any) -> bool:
+        """Whether the space has this parameter, and it may have this value."""
+        try:
+            self.check({name: value})
+        except DefinitionError:
+            return False
+        return True
+
     def check(self, params: Mapping[str, Any]) -> None:
         """Check a hand-chosen point: known names, legal values; any subset of the parameters may be given.
 
@@ -312,6 +337,13 @@ def _check_value(
 def _decimal(value: float) -> Decimal:
     """The decimal number that `value` is written as: 3 × 0.3 = 0.9, which doubles do not know."""
     return Decimal(repr(value))
+
+
+def _levels(distribution: FloatDistribution | IntDistribution, scale: ScaleName, count: int) -> list[Any]:
+    if scale == "reverse_log":
+        seen = reversed_distribution(distribution)
+        return sorted({from_reversed(distribution, from_unit(seen, u)) for u in _cell_middles(count)})
+    return sorted({from_unit(distribution, unit) for unit in _cell_middles(count)})
 
 
 def _cell_middles(count: int) -> list[float]:

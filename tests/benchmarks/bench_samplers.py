@@ -14,6 +14,7 @@ problems*. Each run of a sampler on a problem with a seed is a line of FILE; a s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import importlib.util
 import json
@@ -50,11 +51,16 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "tpe-univariate": {"name": "tpe", "multivariate": False},
     "tpe": {"name": "tpe"},
     "gp": {"name": "gp"},
+    "coarse-to-fine-stages": {"name": "coarse-to-fine", "inside": "random", "box": "stages"},
     "coarse-to-fine-random": {"name": "coarse-to-fine", "inside": "random"},
+    "coarse-to-fine-tpe": {"name": "coarse-to-fine", "inside": "tpe"},
     "coarse-to-fine": {"name": "coarse-to-fine"},
 }
 SLOW = {"gp"}
 """Left out unless named: minutes a run."""
+
+LAID_OUT = {"grid", "coarse-to-fine-stages"}
+"""Those whose plan hangs on the budget: a run for each, where the others read shorter budgets off the longest run."""
 
 MISSING = """no benchmark data at {folder!s}.
 The tables (HPOBench FCNet and MLP, NAS-Bench-201, YAHPO's LCBench and XGBoost surrogates; Apache-2.0) are public but
@@ -82,7 +88,16 @@ def problems(folder: Path) -> ModuleType:
     if not cache.exists() and (folder / "refs.json").is_file():
         shutil.copyfile(folder / "refs.json", cache)
     module.REFS = str(cache)
+    module.BBOB.fopt = property(bbob_optimum)
     return module
+
+
+def bbob_optimum(problem: Any) -> float:
+    """The least value, at the place that COCO writes to a file when it is asked for it."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        problem.p._best_parameter("print")
+        (file,) = Path(folder).iterdir()
+        return float(problem.p(np.loadtxt(file)))
 
 
 def random_best(refs: dict[str, Any], draws: int = 50) -> float:
@@ -161,8 +176,8 @@ def quiet() -> None:
 
 
 def trials_of(contestant: str) -> tuple[int, ...]:
-    """The lengths of a contestant's runs: a grid is laid out for its budget, the others read shorter ones off."""
-    return BUDGETS if contestant == "grid" else BUDGETS[-1:]
+    """The lengths of a contestant's runs."""
+    return BUDGETS if contestant in LAID_OUT else BUDGETS[-1:]
 
 
 def tasks(args: argparse.Namespace) -> Iterator[tuple[str, str, str, int, int]]:
@@ -199,7 +214,7 @@ def regret_table(results: list[dict[str, Any]], samplers: list[str], budget: int
     seeds = sorted({r["seed"] for r in results})
     table = np.full((len(samplers), len(names), len(seeds)), np.nan)
     for r in results:
-        if r["trials"] == budget or (r["sampler"] != "grid" and r["trials"] >= budget):
+        if r["trials"] == budget or (r["sampler"] not in LAID_OUT and r["trials"] >= budget):
             place = samplers.index(r["sampler"]), names.index(r["problem"]), seeds.index(r["seed"])
             table[place] = r["regret"][budget - 1]
     assert np.isfinite(table).all()

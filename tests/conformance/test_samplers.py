@@ -22,6 +22,8 @@ from optuna.testing.pytest_samplers import (
 )
 from scipy.stats import qmc
 
+from tuner.definition import StudyDefinition
+from tuner.errors import DefinitionError
 from tuner.samplers import (
     SAMPLERS,
     CoarseToFineSampler,
@@ -29,8 +31,10 @@ from tuner.samplers import (
     SamplerContext,
     SobolSampler,
     ViewSampler,
+    able,
     build_sampler,
 )
+from tuner.samplers.axes import Axes
 from tuner.scales import to_unit
 from tuner.space import Space
 
@@ -49,10 +53,37 @@ class TestSobol(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
         return lambda: SobolSampler(["x", "y"], seed=0)
 
 
-class TestCoarseToFine(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+class TestCoarseToFine(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
     @pytest.fixture
     def sampler(self):
-        return lambda: CoarseToFineSampler(seed=0, stages=(4, 3))
+        return lambda: CoarseToFineSampler(seed=0)
+
+
+class TestCoarseToFineAtRandom(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+    @pytest.fixture
+    def sampler(self):
+        return lambda: CoarseToFineSampler(inside="random", seed=0)
+
+
+class TestCoarseToFineSobol(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+    @pytest.fixture
+    def sampler(self):
+        return lambda: CoarseToFineSampler(inside="sobol", seed=0)
+
+
+class TestCoarseToFineInStages(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+    @pytest.fixture
+    def sampler(self):
+        return lambda: CoarseToFineSampler(stages=(4, 3), seed=0)
+
+
+class TestCoarseToFineInStagesOverTPE(
+    BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
+):
+    @pytest.fixture
+    def sampler(self):
+        inside = TPESampler(n_startup_trials=0, multivariate=True)
+        return lambda: CoarseToFineSampler(inside=inside, stages=(4, 3), seed=0)
 
 
 class TestCoarseToFineOverTPE(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
@@ -115,11 +146,12 @@ class TestCoarseToFineViewed(BasicSamplerTestCase, SingleOnlySamplerTestCase):
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # Optuna marks it so
+@pytest.mark.slow
 class TestGPViewed(BasicSamplerTestCase, RelativeSamplerTestCase):
     @pytest.fixture
     def sampler(self):
         pytest.importorskip("torch")
-        return lambda: viewed(optuna.samplers.GPSampler(n_startup_trials=2, deterministic_objective=True))
+        return lambda: viewed(optuna.samplers.GPSampler(n_startup_trials=0, deterministic_objective=True))
 
 
 # the registry -------------------------------------------------------------------------------------------------
@@ -135,6 +167,15 @@ SPACE = Space.model_validate(
 )
 QUICK = {"tpe": {"startup_trials": 4}, "gp": {"startup_trials": 4}}
 """Settings under which a sampler begins to learn early."""
+
+
+def asks(name):
+    """How many trials show it: seconds each for the GP of Optuna."""
+    return 7 if name == "gp" else 24
+
+
+def slow_if_gp(name):
+    return pytest.param(name, marks=pytest.mark.slow) if name == "gp" else name
 
 
 def settings(name, **options):
@@ -172,17 +213,17 @@ def name(request):
 
 def test_suggestions_are_legal_and_on_the_database_side_of_the_view(name):
     study = optuna.create_study(sampler=fresh(name))
-    for params in run(study, 24):
+    for params in run(study, asks(name)):
         SPACE.check(params)
     assert all(trial.distributions == SPACE.distributions for trial in study.trials)
 
 
 def test_a_restart_between_any_two_trials_changes_nothing(name):
     """Once with one process, once with all objects made anew before each trial, on the same storage."""
-    whole = run(optuna.create_study(sampler=fresh(name)), 24)
+    whole = run(optuna.create_study(sampler=fresh(name)), asks(name))
     storage = optuna.storages.InMemoryStorage()
     optuna.create_study(storage=storage, study_name="again")
-    for _ in range(24):
+    for _ in range(asks(name)):
         study = optuna.load_study(storage=storage, study_name="again", sampler=fresh(name))
         run(study, 1)
     assert [trial.params for trial in study.trials] == whole
@@ -272,3 +313,120 @@ def test_a_grid_covers_its_points_exactly_and_ends_the_study():
         (n, c) for n in range(1, 6) for c in "ab"
     }
     assert len(study.trials) == 10
+
+
+# what each can do ---------------------------------------------------------------------------------------------
+
+
+def test_capabilities_are_declared():
+    assert able("conditions") == ["random", "sobol", "tpe", "gp", "coarse-to-fine"]
+    assert able("several_objectives") == ["grid", "random", "sobol", "tpe", "gp"]
+    assert able("by_priority") == [n for n in SAMPLERS if n != "grid"]
+    assert able("parallel") == list(SAMPLERS)
+
+
+def test_several_objectives_work_where_they_are_declared(name):
+    """Accuracy against seconds: both get better than the first look."""
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=fresh(name))
+    if name not in able("several_objectives"):
+        with pytest.raises(ValueError, match="multi-objective"):
+            study.ask(SPACE.distributions)
+        return
+    for _ in range(asks(name)):
+        trial = study.ask(SPACE.distributions)
+        study.tell(trial, [loss(trial.params), trial.params["units"] * trial.params["layers"]])
+    assert len(study.best_trials) >= 2
+
+
+CONDITIONAL = Space.model_validate(
+    {
+        "optimizer": {"choices": ["sgd", "momentum"]},
+        "decay": {"low": 0.5, "high": 0.99, "scale": "reverse_log", "when": {"optimizer": "momentum"}},
+        "rate": {"low": 1e-3, "high": 1.0, "scale": "log"},
+    }
+)
+
+
+@pytest.mark.parametrize("name", [slow_if_gp(n) for n in able("conditions")])
+def test_conditions_work_where_they_are_declared(name):
+    study = optuna.create_study(sampler=fresh(name, space=CONDITIONAL))
+    for _ in range(30):
+        trial = study.ask()
+        for parameter, definition in CONDITIONAL.items():
+            if definition.is_active(trial.params):
+                trial._suggest(parameter, definition.distribution)
+        study.tell(trial, abs(np.log10(trial.params["rate"]) + 2) + trial.params.get("decay", 1.0))
+    assert all(("decay" in t.params) == (t.params["optimizer"] == "momentum") for t in study.trials)
+    assert {t.params["optimizer"] for t in study.trials} == {"sgd", "momentum"}
+
+
+def define(**keys):
+    document = {"name": "x", "space": {"rate": {"low": 0.1, "high": 1.0}}, "budget": {"trials": 9}, **keys}
+    return StudyDefinition.parse(document)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (
+            {
+                "sampler": {"name": "cma-es"},
+                "space": {
+                    "kind": {"choices": ["a", "b"]},
+                    "rate": {"low": 0.1, "high": 1.0, "when": {"kind": "a"}},
+                },
+            },
+            "'cma-es' cannot cope with .* these can: random, sobol, tpe, gp, coarse-to-fine",
+        ),
+        (
+            {"sampler": {"name": "grid", "stages": "by-priority"}},
+            "'grid' cannot tune by priority .* these can: random, sobol, tpe",
+        ),
+        ({"sampler": {"name": "coarse-to-fine", "box": "stages", "inside": "sobol"}}, "inside='sobol'"),
+        ({"sampler": {"name": "tpe", "stages": "by-size"}}, "stages"),
+    ],
+)
+def test_what_a_sampler_cannot_do_is_refused_with_those_that_can(keys, words):
+    with pytest.raises(DefinitionError, match=words):
+        define(**keys)
+
+
+def test_stages_are_lengths_or_by_priority():
+    assert define(
+        sampler={"name": "coarse-to-fine", "stages": [5, 4], "inside": "random"}
+    ).sampler.stages == [5, 4]
+    assert define(sampler={"name": "coarse-to-fine", "stages": "by-priority"}).sampler.stages == "by-priority"
+
+
+@pytest.mark.parametrize("name", [slow_if_gp(n) for n in SAMPLERS if n != "grid"])
+def test_eight_workers_on_a_quadratic_never_get_the_same_point(name):
+    space = Space.model_validate({"x": {"low": -1.0, "high": 1.0}, "y": {"low": -1.0, "high": 1.0}})
+    study = optuna.create_study(sampler=fresh(name, space=space, trials=None))
+    rng, running = np.random.default_rng(0), []
+    for _ in range(40):
+        running.append(study.ask(space.distributions))
+        if len(running) == 8:
+            trial = running.pop(rng.integers(8))
+            study.tell(trial, trial.params["x"] ** 2 + trial.params["y"] ** 2)
+    points = [tuple(trial.params.values()) for trial in study.trials]
+    assert len(set(points)) == len(points)
+
+
+def test_an_ask_does_not_touch_a_long_history_again():
+    """After the first ask, a tenfold history costs the zoom no more lens or axis work: what is new is counted."""
+    study = optuna.create_study(sampler=fresh("coarse-to-fine", trials=None))
+    random = optuna.create_study(sampler=RandomSampler(0))
+    run(random, 600)
+    study.add_trials(random.get_trials(deepcopy=False))
+    run(study, 1)
+    seen = []
+    original = Axes.row
+
+    def counting(self, params):
+        seen.append(params)
+        return original(self, params)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "row", counting)
+        run(study, 3)
+    assert len(seen) <= 12

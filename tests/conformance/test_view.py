@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from tuner.samplers import BoxLens, HeldWrites, ReverseLogLens, StudyView, ViewSampler
+from tuner.samplers import (
+    BoxLens,
+    HeldWrites,
+    OrderedLens,
+    ReverseLogLens,
+    SeenTrials,
+    StudyView,
+    ViewSampler,
+)
+from tuner.scales import from_unit
 
 DECAY = FloatDistribution(0.9, 0.999)
 
@@ -36,6 +45,7 @@ def test_the_reverse_log_lens_never_leaves_the_range(unit):
         FloatDistribution(0.1, 0.9, log=True),
         FloatDistribution(0.0, 1.0),
         CategoricalDistribution((1, 2)),
+        IntDistribution(1, 8, log=True),
     ],
     ids=str,
 )
@@ -43,6 +53,53 @@ def test_what_cannot_be_reversed_is_seen_as_it_is(distribution):
     lens = ReverseLogLens()
     assert lens.see(distribution) == distribution
     assert lens.inward(distribution, 0.5) == lens.outward(distribution, 0.5) == 0.5
+
+
+REVERSIBLE = [
+    IntDistribution(-9, 0),
+    IntDistribution(1, 64),
+    IntDistribution(0, 100, step=10),
+    FloatDistribution(0.9, 0.99, step=0.01),
+    FloatDistribution(0.5, 0.95, step=0.05),
+]
+
+
+@pytest.mark.parametrize("distribution", REVERSIBLE, ids=str)
+def test_integers_and_steps_have_a_reverse_log_scale_too(distribution):
+    """Every value there and back, the seen range filled, larger values seen as smaller."""
+    lens = ReverseLogLens()
+    step = distribution.step
+    count = round((distribution.high - distribution.low) / step) + 1
+    values = [distribution.low + k * step for k in range(count)]
+    seen = [lens.inward(distribution, value) for value in values]
+    assert seen == sorted(seen, reverse=True)
+    assert all(lens.see(distribution)._contains(s) for s in seen)
+    assert [lens.outward(distribution, s) for s in seen] == pytest.approx(values)
+    for place in np.linspace(0, 1, 200):
+        value = lens.outward(distribution, from_unit(lens.see(distribution), place))
+        assert distribution._contains(value)
+        assert isinstance(value, int) == isinstance(distribution, IntDistribution)
+
+
+def test_reverse_log_steps_have_their_nearest_share_of_the_log_scale():
+    """1 − β in 0.01, 0.02 … 0.1: each value owns the log scale's stretch half a step around it."""
+    distribution = FloatDistribution(0.9, 0.99, step=0.01)
+    lens = ReverseLogLens()
+    places = (np.arange(20_000) + 0.5) / 20_000
+    values = [round(1 - lens.outward(distribution, from_unit(lens.see(distribution), p)), 2) for p in places]
+    seen = lens.see(distribution)
+    for k in range(1, 11):
+        share = np.log((k + 0.5) / (k - 0.5)) / np.log(seen.high / seen.low)
+        assert values.count(k / 100) / 20_000 == pytest.approx(share, abs=1e-3)
+
+
+def test_ordered_choices_are_seen_as_places():
+    choices = CategoricalDistribution((8, 16, 32))
+    lens = OrderedLens()
+    assert lens.see(choices) == IntDistribution(0, 2)
+    assert [lens.inward(choices, c) for c in choices.choices] == [0, 1, 2]
+    assert [lens.outward(choices, i) for i in range(3)] == [8, 16, 32]
+    assert lens.see(DECAY) == DECAY
 
 
 def study_with(*decays: float) -> optuna.Study:
@@ -99,7 +156,7 @@ def test_finished_trials_are_translated_once():
         asked.append(name)
         return ReverseLogLens()
 
-    cache: dict = {}
+    cache = SeenTrials()
     for _ in range(5):
         StudyView(study, counting, cache=cache).get_trials(deepcopy=False)
     assert len(asked) == 50

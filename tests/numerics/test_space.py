@@ -52,7 +52,7 @@ def test_tables_mean_optuna_distributions(table, expected):
         ({"low": 2.0, "high": 1.0}, ["low <= high", "low=2.0, high=1.0"]),
         ({"low": 0.0, "high": 1.0, "scale": "log"}, ["0 < low", "low=0.0"]),
         ({"low": 0.5, "high": 1.0, "scale": "reverse_log"}, ["high < 1", "high=1.0"]),
-        ({"low": 0.1, "high": 1.0, "scale": "log", "step": 0.1}, ["step needs", "'log'"]),
+        ({"low": 0.1, "high": 1.0, "scale": "log", "step": 0.1}, ["step needs", "got scale='log'"]),
         ({"low": 0.0, "high": 1.0, "step": 2.0}, ["low + step <= high", "step=2.0"]),
         ({"low": 0, "high": 9, "type": "int", "scale": "log"}, ["low >= 1", "low=0"]),
         ({"low": 1, "high": 9, "type": "int", "scale": "log", "step": 2}, ["step = 1", "step=2"]),
@@ -100,13 +100,16 @@ def test_conditions_hold_for_the_values_before():
             {"low": 0.9, "high": 0.999, "scale": "reverse_log"},
             {"low": 1, "high": 9, "type": "int"},
             {"low": 0.0, "high": 1.0, "step": 0.1},
+            {"low": 0.9, "high": 0.99, "step": 0.01, "scale": "reverse_log"},
         ]
     ),
 )
 def test_levels_are_ascending_distinct_and_legal(count, table):
     axis = space(x=table)
     levels = axis["x"].levels(count)
-    assert len(levels) == min(count, axis["x"].size or count)
+    if axis["x"].scale_name == "linear":
+        assert len(levels) == min(count, axis["x"].size or count)
+    assert len(levels) <= count
     assert levels == sorted(set(levels))
     for level in levels:
         axis.check({"x": level})
@@ -119,6 +122,18 @@ def test_levels_lie_evenly_on_the_scale():
     assert space(x={"low": 0.9, "high": 0.99, "scale": "reverse_log"})["x"].levels(1) == pytest.approx(
         [1 - 10**-1.5]
     )
+
+
+def test_levels_of_ordered_choices_stand_for_their_neighbours():
+    sizes = [8, 16, 32, 64, 128, 256]
+    assert space(x={"choices": sizes, "ordered": True})["x"].levels(3) == [16, 64, 256]
+    assert space(x={"choices": sizes})["x"].levels(3) == sizes
+
+
+def test_integers_on_a_reverse_log_scale_are_finest_at_the_upper_end():
+    levels = space(x={"low": 1, "high": 64, "type": "int", "scale": "reverse_log"})["x"].levels(6)
+    gaps = np.diff(levels)
+    assert np.all(np.diff(gaps) < 0)
 
 
 SIX = {f"x{i}": {"low": 0.0, "high": 1.0, "priority": 1 + i // 2} for i in range(6)}

@@ -6,29 +6,43 @@ Adding one means a settings class here and its name in `AnySampler`; the conform
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
 import optuna
 from optuna.samplers import BaseSampler
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from optuna.trial import FrozenTrial
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from tuner.errors import DefinitionError, MissingDependencyError
-from tuner.samplers.coarse_to_fine import CoarseToFineSampler, stage_lengths
+from tuner.samplers.coarse_to_fine import CoarseToFineSampler, Inside, explain_trial, stage_lengths
 from tuner.samplers.grid import GridSampler, fit_levels
+from tuner.samplers.local_gp import BOXES, ZoomOptions
 from tuner.samplers.sobol import SobolSampler
+from tuner.samplers.tiers import TierSampler, tier_lengths
 from tuner.samplers.view import (
     BoxLens,
     HeldWrites,
     Lens,
     LensSampler,
+    OrderedLens,
     ReverseLogLens,
+    SeenTrials,
     StudyView,
     ViewSampler,
 )
-from tuner.space import FloatParameter, Space
+from tuner.space import CategoricalParameter, Space
 
 __all__ = [
+    "BOXES",
     "SAMPLERS",
     "AnySampler",
     "BoxLens",
@@ -37,22 +51,31 @@ __all__ = [
     "HeldWrites",
     "Lens",
     "LensSampler",
+    "OrderedLens",
     "ReverseLogLens",
     "SamplerContext",
+    "SeenTrials",
     "SobolSampler",
     "StudyView",
+    "TierSampler",
     "ViewSampler",
+    "able",
     "build_sampler",
+    "explain_trial",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class SamplerContext:
-    """What a sampler may know of its study before the first trial. `trials` is the budget, None if unlimited."""
+    """What a sampler may know of its study before the first trial.
+
+    `trials` is the budget, None if unlimited; `defaults` are the objective's, where the space has them.
+    """
 
     space: Space
     seed: int
     trials: int | None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Settings(BaseModel):
@@ -67,6 +90,15 @@ class _Settings(BaseModel):
     """Whether it copes with parameters that are active only under a condition."""
     several_objectives: ClassVar[bool] = False
     """Whether it copes with more than one objective."""
+    by_priority: ClassVar[bool] = True
+    """Whether it can tune tier by tier."""
+    parallel: ClassVar[bool] = True
+    """Whether it takes running trials into account, or needs not: workers never get the same point."""
+
+    stages: Literal["by-priority"] | None = Field(
+        default=None,
+        description="by-priority: tune priority 1 first with the others at their defaults, then free 2, then 3.",
+    )
 
     def build(self, context: SamplerContext) -> BaseSampler:
         """The sampler, blind to reverse-log scales; `build_sampler` puts it behind the view."""
@@ -81,6 +113,7 @@ class GridSettings(_Settings):
     """Every point of a grid once, in shuffled order."""
 
     conditions: ClassVar[bool] = False
+    by_priority: ClassVar[bool] = False
     several_objectives: ClassVar[bool] = True
     name: Literal["grid"] = "grid"
     levels: dict[str, list[str | int | float | bool | None]] | None = Field(
@@ -161,9 +194,19 @@ class TPESettings(_Settings):
         )
 
 
+class _ColdGPSampler(optuna.samplers.GPSampler):
+    """Optuna's, fitted from the same start in each trial: what it fitted before, a restarted process cannot know."""
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._gprs_cache_list = None
+        self._constraints_gprs_cache_list = None
+        super().before_trial(study, trial)
+
+
 class GPSettings(_Settings):
     """Gaussian process with expected improvement, Optuna's; for expensive trainings. Needs PyTorch."""
 
+    several_objectives: ClassVar[bool] = True
     name: Literal["gp"] = "gp"
     startup_trials: Annotated[int, Field(ge=1)] = Field(
         default=10, description="Random trials before the model."
@@ -179,7 +222,7 @@ class GPSettings(_Settings):
             raise MissingDependencyError(
                 "sampler 'gp' needs PyTorch, which is not installed: pip install 'tuner[gp]'"
             )
-        return optuna.samplers.GPSampler(
+        return _ColdGPSampler(
             n_startup_trials=self.startup_trials, seed=context.seed, warn_independent_sampling=False
         )
 
@@ -206,29 +249,59 @@ class CmaEsSettings(_Settings):
         )
 
 
+Lengths: TypeAlias = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+
+
 class CoarseToFineSettings(_Settings):
-    """The whole range first, then stage by stage a smaller box around the best points."""
+    """The whole range first, then inside a box around the best point that narrows with success."""
 
     name: Literal["coarse-to-fine"] = "coarse-to-fine"
-    inside: Literal["random"] = Field(default="random", description="The sampler inside the box.")
-    stages: list[Annotated[int, Field(ge=1)]] | None = Field(
+    inside: Inside = Field(
+        default="local-gp", description="Who chooses inside the box: a Gaussian process, chance, or TPE."
+    )
+    box: Literal["adaptive", "stages"] = Field(
+        default="adaptive",
+        description="adaptive follows success and failure; stages are the course's own: the best points span it.",
+    )
+    stages: Literal["by-priority"] | Lengths | None = Field(  # type: ignore[assignment]  # wider than for the others
         default=None,
-        min_length=1,
-        description="Lengths in trials, the last one repeating; by default 50, 30 and 20% of the budget.",
+        description="Lengths in trials, the last one repeating, for box = 'stages' (by default 50, 30 and 20% of the "
+        "budget); or by-priority, as for any sampler.",
     )
     best: Annotated[int, Field(ge=2)] = Field(
-        default=5, description="How many of the best points span the box."
+        default=5, description="With stages: how many of the best points span the box."
     )
     padding: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        default=0.25, description="How far the box reaches beyond them, in shares of their extent."
+        default=0.25,
+        description="With stages: how far the box reaches beyond them, in shares of their extent.",
     )
+    everywhere: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.4, description="Share of the trials that look at the whole space; not with stages."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self._has_stages and self.inside in ("local-gp", "sobol"):
+            raise DefinitionError(f"stages need inside = 'random' or 'tpe'; got inside={self.inside!r}")
+        return self
 
     def build(self, context: SamplerContext) -> BaseSampler:
         """The zoom."""
+        if not self._has_stages:
+            options = ZoomOptions(everywhere=self.everywhere)
+            return CoarseToFineSampler(inside=self.inside, seed=context.seed, options=options)
         default = stage_lengths(context.trials) if context.trials else (20, 12, 8)
         return CoarseToFineSampler(
-            stages=self.stages or default, best=self.best, padding=self.padding, seed=context.seed
+            inside=self.inside,
+            stages=self.stages if isinstance(self.stages, list) else default,
+            best=self.best,
+            padding=self.padding,
+            seed=context.seed,
         )
+
+    @property
+    def _has_stages(self) -> bool:
+        return self.box == "stages" or isinstance(self.stages, list)
 
 
 AnySampler: TypeAlias = Annotated[
@@ -247,18 +320,33 @@ SAMPLERS: dict[str, type[_Settings]] = {
 }
 
 
-def build_sampler(settings: AnySampler, context: SamplerContext) -> ViewSampler:
+def able(capability: Literal["conditions", "several_objectives", "by_priority", "parallel"]) -> list[str]:
+    """The names of the samplers that declare a capability."""
+    return [name for name, settings in SAMPLERS.items() if getattr(settings, capability)]
+
+
+def build_sampler(settings: AnySampler, context: SamplerContext) -> LensSampler:
     """The sampler of these settings, on the scales of the space, repeatable from the seed.
 
     Raises:
         DefinitionError: the settings do not go with the space or the budget.
     """
-    reverse_log = frozenset(
-        name
-        for name, parameter in context.space.items()
-        if isinstance(parameter, FloatParameter) and parameter.scale_name == "reverse_log"
+    viewed = _viewed(settings, context)
+    if settings.stages != "by-priority":
+        return viewed
+    priorities = {name: parameter.priority for name, parameter in context.space.items()}
+    middles = {name: parameter.middle for name, parameter in context.space.items()}
+    lengths = tier_lengths(context.trials, len(set(priorities.values())))
+    return TierSampler(
+        viewed, priorities=priorities, defaults=middles | dict(context.defaults), lengths=lengths
     )
+
+
+def _viewed(settings: AnySampler, context: SamplerContext) -> ViewSampler:
     inner = settings.build(context)
     if isinstance(inner, GridSampler):  # its levels are values already, laid out on the scales
-        reverse_log = frozenset()
-    return ViewSampler(inner, reverse_log=reverse_log, seed=context.seed)
+        return ViewSampler(inner, seed=context.seed)
+    categorical = {n: p for n, p in context.space.items() if isinstance(p, CategoricalParameter)}
+    reverse_log = {n for n, p in context.space.items() if getattr(p, "scale_name", None) == "reverse_log"}
+    ordered = {n for n, p in categorical.items() if p.ordered}
+    return ViewSampler(inner, reverse_log=reverse_log, ordered=ordered, seed=context.seed)

@@ -1,35 +1,212 @@
 """Coarse to fine: look everywhere, then look closer where it was good.
 
 Source of the idea: Ng, "Improving Deep Neural Networks", week 3, "Tuning process": sample the whole range at random,
-zoom into the region of the best points, sample more densely there.
+zoom into the region of the best points, sample more densely there. `StageZoom` is that, word by word; `ModelZoom` lets
+a model place the box and choose inside it; `BoxedSampler` lets any other sampler choose inside the model's box.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.errors import DefinitionError
+from tuner.samplers.box import narrowed
+from tuner.samplers.local_gp import EXPLANATION, ModelZoom, ZoomOptions
 from tuner.samplers.view import BoxLens, Lens, LensSampler, reseed
-from tuner.scales import from_unit, to_unit
+from tuner.scales import to_unit
 
-__all__ = ["CoarseToFineSampler", "stage_lengths"]
+__all__ = ["BoxedSampler", "CoarseToFineSampler", "Inside", "StageZoom", "explain_trial", "stage_lengths"]
+
+Inside = Literal["local-gp", "random", "sobol", "tpe"]
+"""The samplers inside the box that have a name."""
 
 
-class CoarseToFineSampler(LensSampler):
-    """A zoom over any sampler: stage by stage, `inside` chooses within a smaller box around the best points.
+class CoarseToFineSampler(BaseSampler):
+    """A zoom over any sampler: look at the whole range, then inside a box around the best point.
+
+    A coarse stage of 2 trials a parameter (6 to 10) looks everywhere. Then the box doubles when trials in it succeed
+    and halves when they fail; it is centred where a Gaussian process believes the best finished point to be and
+    narrowed first along the axes that matter most; two fifths of the trials go on looking everywhere. The box is a
+    function of the finished trials: every worker and every restart sees the same one.
+
+    Args:
+        inside: who chooses inside the box: the same Gaussian process (`local-gp`, the default), chance (`random`,
+            `sobol`), `tpe`, or any Optuna sampler. The last two see only trials inside the box, which then stands
+            still between two changes of its length.
+        stages: lengths in trials, the last one repeating: the course's own zoom instead, whose box is spanned by the
+            best points at each stage's start (`StageZoom`); `inside` is then a sampler or `random`.
+        best: for `stages`: how many points span the box.
+        padding: for `stages`: how far the box reaches beyond them on each side, in shares of their extent.
+        seed: with one, choices are a function of (seed, trial number) and the history.
+        options: of the box and the model.
+
+    Raises:
+        DefinitionError: `stages` with an `inside` that needs the model's box, or not at least one trial long; `best`
+            under 2 or `padding` negative.
+
+    Example:
+        >>> study = optuna.create_study(sampler=CoarseToFineSampler(seed=0))
+        >>> study.optimize(lambda trial: trial.suggest_float("x", -5, 5) ** 2, n_trials=40)
+        >>> study.best_value < 1e-3
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        inside: Inside | BaseSampler | None = None,
+        stages: Sequence[int] | None = None,
+        best: int = 5,
+        padding: float = 0.25,
+        seed: int | None = None,
+        options: ZoomOptions | None = None,
+    ) -> None:
+        if stages is None:
+            self.zoom: BaseSampler = _model_zoom(inside or "local-gp", seed, options)
+        else:
+            sampler = _named(inside or "random", seed)
+            self.zoom = StageZoom(inside=sampler, stages=stages, best=best, padding=padding, seed=seed)
+
+    def __str__(self) -> str:
+        return f"CoarseToFineSampler({self.zoom})"
+
+    def reseed_rng(self) -> None:
+        """Draw otherwise from now on."""
+        self.zoom.reseed_rng()
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """What is chosen together."""
+        return self.zoom.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The next point."""
+        return self.zoom.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A parameter on its own."""
+        return self.zoom.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Prepare for the trial."""
+        self.zoom.before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Take note of how the trial ended."""
+        self.zoom.after_trial(study, trial, state, values)
+
+
+def _model_zoom(
+    inside: Inside | BaseSampler, seed: int | None, options: ZoomOptions | None
+) -> ModelZoom | BoxedSampler:
+    if inside in ("local-gp", "random", "sobol"):
+        return ModelZoom(inside, options=options, seed=seed)
+    return BoxedSampler(_named(inside, seed), options=options, seed=seed)
+
+
+def _named(inside: Inside | BaseSampler, seed: int | None) -> BaseSampler:
+    if isinstance(inside, BaseSampler):
+        return inside
+    if inside == "tpe":
+        return TPESampler(seed=seed)
+    if inside == "random":
+        return RandomSampler(seed)
+    raise DefinitionError(
+        f"inside {inside!r} has a box of its own and takes no stages; random, tpe or a sampler do"
+    )
+
+
+def explain_trial(trial: FrozenTrial) -> str:
+    """Where a trial was looked for, in words: "stage 3, box of length 0.2: rate 0.003–0.02, activation relu"."""
+    note = trial.system_attrs.get(EXPLANATION)
+    if note is None:
+        return "not chosen by coarse-to-fine"
+    if note["look"] != "box":
+        return (
+            f"stage {note['stage']}, "
+            + {"coarse": "the coarse look", "everywhere": "a look everywhere"}[note["look"]]
+        )
+    ends = ", ".join(f"{name} {_shown(*described)}" for name, described in note["box"].items())
+    return f"stage {note['stage']}, box of length {note['length']:.3g}: {ends}"
+
+
+def _shown(first: Any, second: Any) -> str:
+    if isinstance(first, (int, float)) and not isinstance(first, bool):
+        return f"{first:.3g}–{second:.3g}"
+    return f"{first}"
+
+
+class BoxedSampler(LensSampler):
+    """Any sampler inside the model's box.
+
+    The box stands still until its length changes; then the inner sampler starts afresh in the new one. In the coarse
+    stage, and in the trials that look everywhere, it sees the whole range.
+    """
+
+    def __init__(
+        self, inner: BaseSampler, *, options: ZoomOptions | None = None, seed: int | None = None
+    ) -> None:
+        super().__init__(inner)
+        self.model = ModelZoom("random", options=options, seed=seed)
+        self._seed = seed
+        self._fresh = copy.deepcopy(inner)
+        self._lenses: dict[str, BoxLens] = {}
+
+    def lens_version(self, study: optuna.Study, trial: FrozenTrial) -> tuple[int, ...]:
+        """How often the box's length has changed; nothing outside the box."""
+        self._raise_error_if_multi_objective(study)
+        self.model.update(study)
+        if self.model.is_coarse(trial.number) or not self.model.is_local(trial.number):
+            return ()
+        return (self.model.state().changes, len(self.model.axes))
+
+    def lenses_changed(self) -> None:
+        """Let the inner sampler start afresh; the box is found when it is asked for."""
+        self._lenses = {}
+        self.inner = copy.deepcopy(self._fresh)
+
+    def lens(
+        self, study: optuna.Study, trial: FrozenTrial, name: str, outer: BaseDistribution
+    ) -> Lens | None:
+        """The box of one parameter; None where it sees the whole range."""
+        if not self.lens_version(study, trial):
+            return None
+        if not self._lenses:
+            box, axes = self.model.steady_box(), self.model.axes
+            self._lenses = {n: BoxLens(box.distribution(axes, i)) for i, n in enumerate(axes.names)}
+        lens = self._lenses.get(name)
+        return lens if lens is not None and self.model.axes.distributions[name] == outer else None
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Enter the trial's box, and set the inner sampler's random state for this trial."""
+        self._view(study, trial)
+        if self._seed is not None:
+            reseed(self.inner, np.random.SeedSequence((self._seed, trial.number)))
+        super().before_trial(study, trial)
+
+
+class StageZoom(LensSampler):
+    """Stage by stage, `inside` chooses within a smaller box around the best points: the course's own zoom.
 
     Stage 0 sees the whole range. At the start of each later stage the `best` completed trials so far span a box on
     the parameters' own scales; padded, it is what the inner sampler sees until the next stage. A categorical
@@ -37,21 +214,13 @@ class CoarseToFineSampler(LensSampler):
     of those trials before the stage that have ended by then: a restart between two trials of a serial study sees the
     same box.
 
-    Args:
-        inside: the sampler that chooses inside the box; by default uniform at random.
-        stages: lengths in trials; the last one repeats for as long as the study goes on.
-        best: how many points span the box.
-        padding: how far the box reaches beyond them on each side, in shares of their extent.
-        seed: with one, the inner sampler's choices are a function of (seed, trial number) and the history.
-
-    Raises:
-        DefinitionError: a stage is not at least one trial long, `best` is under 2 or `padding` negative.
+    Args: see `CoarseToFineSampler`.
     """
 
     def __init__(
         self,
         *,
-        inside: BaseSampler | None = None,
+        inside: BaseSampler,
         stages: Sequence[int] = (20, 12, 8),
         best: int = 5,
         padding: float = 0.25,
@@ -63,7 +232,7 @@ class CoarseToFineSampler(LensSampler):
             raise DefinitionError(f"best needs to be at least 2; got {best}")
         if not padding >= 0:
             raise DefinitionError(f"padding needs to be at least 0; got {padding}")
-        super().__init__(inside or RandomSampler(seed))
+        super().__init__(inside)
         self.stages = tuple(stages)
         self.best = best
         self.padding = padding
@@ -128,14 +297,6 @@ class CoarseToFineSampler(LensSampler):
         sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
         earlier = [(sign * t.value, t.number, t) for t in trials if t.number < start and t.value is not None]
         return [t for _, _, t in sorted(earlier)[: self.best]]
-
-
-def narrowed(outer: BaseDistribution, low: float, high: float) -> BaseDistribution:
-    """The numeric distribution `outer` cut to the places [low, high] of its unit interval, ends included."""
-    if isinstance(outer, IntDistribution):
-        return IntDistribution(from_unit(outer, low), from_unit(outer, high), log=outer.log, step=outer.step)
-    assert isinstance(outer, FloatDistribution)
-    return FloatDistribution(from_unit(outer, low), from_unit(outer, high), log=outer.log, step=outer.step)
 
 
 def stage_lengths(trials: int, shares: Sequence[float] = (0.5, 0.3, 0.2)) -> list[int]:

@@ -101,19 +101,20 @@ class GridSampler(BaseSampler):
 def fit_levels(space: Space, points: int) -> dict[str, list[Any]]:
     """Levels for each parameter such that their product is at most `points`, as near to it as one more level allows.
 
-    Categorical parameters get all their choices. The others grow in turn: next is the one with the fewest levels,
-    weighted by priority, so that important ones get more of them.
+    Categorical parameters get all their choices, unless these are ordered. The others grow in turn: next is the one
+    with the fewest levels, weighted by priority, so that important ones get more of them.
 
     Raises:
         DefinitionError: not even all choices of the categorical parameters fit.
     """
-    counts = {n: p.size if isinstance(p, CategoricalParameter) else 1 for n, p in space.items()}
+    whole = {n for n, p in space.items() if isinstance(p, CategoricalParameter) and not p.ordered}
+    counts = {n: (p.size or 1) if n in whole else 1 for n, p in space.items()}
     if math.prod(counts.values()) > points:
         raise DefinitionError(
             f"a grid over all choices has {math.prod(counts.values()):,} points; "
             f"the budget is {points:,}: raise budget.trials or give sampler.levels"
         )
-    growing = {n for n, p in space.items() if not isinstance(p, CategoricalParameter)}
+    growing = set(space) - whole
     while growing:
         name = min(
             growing, key=lambda n: (counts[n] * space[n].priority, space[n].priority, list(space).index(n))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeGuard
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import optuna
@@ -34,14 +34,19 @@ from optuna.samplers._lazy_random_state import LazyRandomState
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.scales import from_reversed, is_reversible, reversed_distribution, to_reversed
+
 __all__ = [
     "BoxLens",
     "HeldWrites",
     "Lens",
     "LensSampler",
+    "OrderedLens",
     "ReverseLogLens",
+    "SeenTrials",
     "StudyView",
     "ViewSampler",
+    "outside",
     "reseed",
 ]
 
@@ -64,13 +69,11 @@ class Lens(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReverseLogLens:
-    """A decay rate β in [low, high] seen as 1 − β, log-uniform in [1 − high, 1 − low]."""
+    """A decay rate β in [low, high] seen as 1 − β, log-uniform in [1 − high, 1 − low]; see `reversed_distribution`."""
 
     def see(self, distribution: BaseDistribution) -> BaseDistribution:
-        """The log scale of 1 − β; anything but a plain float range below 1 is seen as it is."""
-        if not _is_reversible(distribution):
-            return distribution
-        return FloatDistribution(1 - distribution.high, 1 - distribution.low, log=True)
+        """The log scale of 1 − β; what has none (a log range, choices, numbers of 1 and above) is seen as it is."""
+        return reversed_distribution(distribution) if is_reversible(distribution) else distribution
 
     def contains(self, distribution: BaseDistribution, value: Any) -> bool:
         """Always."""
@@ -78,24 +81,36 @@ class ReverseLogLens:
 
     def inward(self, distribution: BaseDistribution, value: Any) -> Any:
         """1 − β."""
-        if not _is_reversible(distribution):
-            return value
-        return min(max(1 - value, 1 - distribution.high), 1 - distribution.low)
+        return to_reversed(distribution, value) if is_reversible(distribution) else value
 
     def outward(self, distribution: BaseDistribution, value: Any) -> Any:
         """β, never outside [low, high]."""
-        if not _is_reversible(distribution):
+        return from_reversed(distribution, value) if is_reversible(distribution) else value
+
+
+@dataclass(frozen=True, slots=True)
+class OrderedLens:
+    """Choices that have an order, such as 8, 16, 32, seen as their places 0, 1, 2."""
+
+    def see(self, distribution: BaseDistribution) -> BaseDistribution:
+        """The places; anything but choices is seen as it is."""
+        if not isinstance(distribution, CategoricalDistribution):
+            return distribution
+        return IntDistribution(0, len(distribution.choices) - 1)
+
+    def contains(self, distribution: BaseDistribution, value: Any) -> bool:
+        """Always."""
+        return True
+
+    def inward(self, distribution: BaseDistribution, value: Any) -> Any:
+        """The place."""
+        if not isinstance(distribution, CategoricalDistribution):
             return value
-        return min(max(1 - value, distribution.low), distribution.high)
+        return int(distribution.to_internal_repr(value))
 
-
-def _is_reversible(distribution: BaseDistribution) -> TypeGuard[FloatDistribution]:
-    return (
-        isinstance(distribution, FloatDistribution)
-        and not distribution.log
-        and distribution.step is None
-        and distribution.high < 1
-    )
+    def outward(self, distribution: BaseDistribution, value: Any) -> Any:
+        """The choice."""
+        return distribution.choices[value] if isinstance(distribution, CategoricalDistribution) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +151,23 @@ class HeldWrites:
     system_attrs: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class SeenTrials:
+    """What a view has translated so far: finished trials by id, None for hidden ones, and the first ones as a list.
+
+    The list lets an ask read a long history without touching each of its trials again.
+    """
+
+    by_id: dict[int, FrozenTrial | None] = field(default_factory=dict)
+    first: list[FrozenTrial] = field(default_factory=list)
+    count: int = 0
+    last_id: int | None = None
+
+    def forget_first(self) -> None:
+        """The trials are not the ones in the list, or not in its order."""
+        self.first, self.count, self.last_id = [], 0, None
+
+
 LensOf: TypeAlias = Callable[[str, BaseDistribution], Lens | None]
 """The lens of a parameter, given its name and its distribution in the database; None shows it as it is."""
 
@@ -146,8 +178,7 @@ class StudyView(optuna.Study):
     Args:
         study: what is viewed; may be a view itself.
         lens_of: the lens of each parameter; None shows all as they are.
-        cache: translated finished trials by trial id, None for hidden ones. The caller keeps it from ask to ask and
-            drops it when the lenses change.
+        cache: what is translated already. The caller keeps it from ask to ask and drops it when the lenses change.
         held: attributes written for `held.trial_id` go there instead of the database.
         remembering: show the trials as they were last read in this thread, whoever asks; the caller says when to read
             them again.
@@ -158,7 +189,7 @@ class StudyView(optuna.Study):
         study: optuna.Study,
         lens_of: LensOf | None = None,
         *,
-        cache: dict[int, FrozenTrial | None] | None = None,
+        cache: SeenTrials | None = None,
         held: HeldWrites | None = None,
         remembering: bool = False,
     ) -> None:
@@ -172,7 +203,7 @@ class StudyView(optuna.Study):
         self._viewed = study
         self._lens_of = lens_of
         self._remembering = remembering
-        self._cache = {} if cache is None else cache
+        self._cache = SeenTrials() if cache is None else cache
         self._storage = _ViewStorage(study._storage, self, held)  # type: ignore[assignment]  # quacks like one
 
     def stop(self) -> None:
@@ -188,9 +219,29 @@ class StudyView(optuna.Study):
         trials = self._viewed._get_trials(
             deepcopy=False, states=states, use_cache=use_cache or self._remembering
         )
-        if self._lens_of is not None:
+        if self._lens_of is not None and states is None:
+            trials = self._translate_all(trials)
+        elif self._lens_of is not None:
             trials = [view for trial in trials if (view := self.translate(trial)) is not None]
         return copy.deepcopy(trials) if deepcopy else trials
+
+    def _translate_all(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        cache = self._cache
+        if cache.count and (cache.count > len(trials) or trials[cache.count - 1]._trial_id != cache.last_id):
+            cache.forget_first()
+        while cache.count < len(trials) and trials[cache.count].state.is_finished():
+            trial = trials[cache.count]
+            view = self.translate(trial)
+            cache.first += [] if view is None else [view]
+            cache.count, cache.last_id = cache.count + 1, trial._trial_id
+        rest = [view for trial in trials[cache.count :] if (view := self.translate(trial)) is not None]
+        return cache.first + rest
+
+    def outward(self, name: str, value: Any) -> Any:
+        """What the viewed study calls `value`, a value of the parameter `name`."""
+        outer = _latest_distributions(self._viewed, {name}).get(name)
+        lens = self._lens_of(name, outer) if self._lens_of is not None and outer is not None else None
+        return value if lens is None or outer is None else lens.outward(outer, value)
 
     def translate(self, trial: FrozenTrial) -> FrozenTrial | None:
         """The trial as the sampler sees it; None where it is hidden."""
@@ -198,9 +249,17 @@ class StudyView(optuna.Study):
             return trial
         if not trial.state.is_finished():
             return _translate(trial, self._lens_of)
-        if trial._trial_id not in self._cache:
-            self._cache[trial._trial_id] = _translate(trial, self._lens_of)
-        return self._cache[trial._trial_id]
+        known = self._cache.by_id
+        if trial._trial_id not in known:
+            known[trial._trial_id] = _translate(trial, self._lens_of)
+        return known[trial._trial_id]
+
+
+def outside(study: optuna.Study, name: str, value: Any) -> Any:
+    """What the database calls `value`, a value of the parameter `name` as a sampler sees it that is shown `study`."""
+    while isinstance(study, StudyView):
+        value, study = study.outward(name, value), study._viewed
+    return value
 
 
 def _translate(trial: FrozenTrial, lens_of: LensOf) -> FrozenTrial | None:
@@ -265,7 +324,7 @@ class LensSampler(BaseSampler):
 
     def __init__(self, inner: BaseSampler) -> None:
         self.inner = inner
-        self._cache: dict[int, FrozenTrial | None] = {}
+        self._cache = SeenTrials()
         self._cache_of: tuple[int, Any] | None = None
 
     def __str__(self) -> str:
@@ -342,7 +401,7 @@ class LensSampler(BaseSampler):
     def _view(self, study: optuna.Study, trial: FrozenTrial) -> tuple[StudyView, FrozenTrial]:
         version = (study._study_id, self.lens_version(study, trial))
         if version != self._cache_of:
-            self._cache, self._cache_of = {}, version
+            self._cache, self._cache_of = SeenTrials(), version
             self.lenses_changed()
         view = StudyView(study, lambda name, outer: self.lens(study, trial, name, outer), cache=self._cache)
         return view, view.translate(trial) or trial
@@ -374,15 +433,22 @@ class ViewSampler(LensSampler):
     Args:
         inner: the sampler that chooses.
         reverse_log: names of the parameters that it sees as log-uniform 1 − β.
+        ordered: names of the categorical parameters that it sees as places in their order.
         seed: before each trial all random states inside are set from (seed, trial number), so that the choice for
             trial n does not depend on which process made the ones before. None leaves them alone.
     """
 
     def __init__(
-        self, inner: BaseSampler, *, reverse_log: Container[str] = (), seed: int | None = None
+        self,
+        inner: BaseSampler,
+        *,
+        reverse_log: Container[str] = (),
+        ordered: Container[str] = (),
+        seed: int | None = None,
     ) -> None:
         super().__init__(inner)
         self._reverse_log = reverse_log
+        self._ordered = ordered
         self._seed = seed
 
     def lens(
@@ -392,8 +458,10 @@ class ViewSampler(LensSampler):
         name: str,
         outer: BaseDistribution,
     ) -> Lens | None:
-        """A reverse-log lens for each parameter that wants one."""
-        return ReverseLogLens() if name in self._reverse_log else None
+        """The lens that the parameter wants."""
+        if name in self._reverse_log:
+            return ReverseLogLens()
+        return OrderedLens() if name in self._ordered else None
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Set the random states for this trial, then tell the inner sampler."""

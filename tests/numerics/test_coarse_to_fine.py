@@ -1,0 +1,519 @@
+"""Coarse-to-fine: the box's rules, the history behind it, what it promises and what it risks."""
+
+from __future__ import annotations
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from objectives.functions import narrow_well
+from tuner.errors import DefinitionError
+from tuner.samplers import (
+    BOXES,
+    CoarseToFineSampler,
+    SamplerContext,
+    ViewSampler,
+    build_sampler,
+    explain_trial,
+)
+from tuner.samplers.axes import Axes
+from tuner.samplers.box import Box, BoxLength, BoxRules, looks_everywhere, make_box
+from tuner.samplers.coarse_to_fine import stage_lengths
+from tuner.samplers.history import ActivityRules, History
+from tuner.samplers.local_gp import EXPLANATION, ZoomOptions, milestone, select
+from tuner.scales import from_unit, to_unit
+from tuner.space import Space
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+MIXED = {
+    "x": FloatDistribution(-5, 5),
+    "rate": FloatDistribution(1e-4, 1, log=True),
+    "units": IntDistribution(4, 512, log=True),
+    "layers": IntDistribution(1, 9, step=2),
+    "drop": FloatDistribution(0, 0.6, step=0.2),
+    "kind": CategoricalDistribution(("a", "b", "c")),
+}
+
+
+# axes ---------------------------------------------------------------------------------------------------------
+
+
+def test_snapping_is_there_and_back_through_the_value():
+    axes = Axes(MIXED)
+    units = np.random.default_rng(0).uniform(size=(300, len(axes)))
+    rows = axes.from_units(units)
+    for i, distribution in enumerate(MIXED.values()):
+        values = [from_unit(distribution, u) for u in units[:, i]]
+        assert [axes.value(i, place) for place in rows[:, i]] == (values if i == 5 else pytest.approx(values))
+        if i < 5:
+            np.testing.assert_allclose(rows[:, i], [to_unit(distribution, v) for v in values], atol=1e-12)
+    np.testing.assert_array_equal(axes.snap(rows.copy()), rows)
+
+
+def test_rows_are_what_parameters_say_and_back():
+    axes = Axes(MIXED)
+    params = {"x": 1.5, "rate": 0.01, "units": 37, "layers": 5, "drop": 0.4, "kind": "b"}
+    row = axes.row(params)
+    for i, name in enumerate(axes.names):
+        assert axes.value(i, row[i]) == pytest.approx(params[name]) or axes.value(i, row[i]) == params[name]
+    assert np.isnan(axes.row({"x": 1.0})[1:]).all()
+
+
+def test_inactive_axes_are_neutral_features():
+    axes = Axes(MIXED)
+    features = axes.features(np.full((1, len(axes)), np.nan))
+    np.testing.assert_array_equal(features, [[0.5] * 5 + [0, 0, 0]])
+    rows = axes.row({"kind": "a"}), axes.row({"kind": "b"})
+    a, b = axes.features(np.array(rows))
+    assert ((a - b) ** 2).sum() == pytest.approx(1)  # Hamming
+
+
+# the box's length ---------------------------------------------------------------------------------------------
+
+
+def length_after(values, axes=2, *, local=lambda number: True, rules=None):
+    box = BoxLength(rules or BoxRules())
+    numbers = np.arange(len(values))
+    return box.update(numbers, np.array(values, float), axes, unchanged=0, is_local=local)
+
+
+def test_two_successes_double_and_four_failures_halve():
+    assert length_after([10]).length == 0.8
+    assert length_after([10, 9]).length == 1.6  # the first is a success as well
+    assert length_after([10, 9, 8, 7]).length == 2.0
+    assert length_after([1, 2, 2, 2, 2]).length == pytest.approx(0.4)
+    assert length_after([1] + [2] * 8).length == pytest.approx(0.2)
+    assert length_after([1] + [2] * 8, axes=8).length == pytest.approx(0.4)
+
+
+def test_a_length_below_the_least_starts_again():
+    rules = BoxRules(least=0.3)
+    assert length_after([1] + [2] * 4, rules=rules).length == pytest.approx(0.4)
+    assert length_after([1] + [2] * 8, rules=rules).length == pytest.approx(0.8)
+
+
+def test_a_look_everywhere_can_succeed_but_not_fail():
+    assert length_after([1] + [2] * 40, local=lambda number: False).length == 0.8
+    assert length_after([10, 9], local=lambda number: False).length == pytest.approx(1.6)
+
+
+def test_gains_within_the_tolerance_are_failures():
+    values = [0.0, 1.0, 1.0, 1.0] + [-1e-5 * k for k in range(1, 5)]
+    assert length_after(values).changes == 1
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=40), st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_the_box_is_a_pure_function_of_the_finished_trials(values, random):
+    """However the trials come in, and however often the sampler looked in between."""
+    values = np.array(values)
+    order = list(range(len(values)))
+    for i in range(len(order) - 1):  # out of turn, as with a few workers
+        j = min(len(order) - 1, i + random.randrange(4))
+        order[i], order[j] = order[j], order[i]
+    grown = BoxLength(BoxRules())
+    known: list[int] = []
+    for number in order:
+        known = sorted([*known, number])
+        kept = [n for n in known if n < number]
+        state = grown.update(
+            np.array(known), values[known], 3, unchanged=number if kept else 0, is_local=lambda n: n % 5 != 4
+        )
+        fresh = BoxLength(BoxRules())
+        assert state == fresh.update(
+            np.array(known), values[known], 3, unchanged=0, is_local=lambda n: n % 5 != 4
+        )
+        assert grown.last_change() == fresh.last_change()
+
+
+@given(st.floats(0, 1))
+def test_looks_everywhere_are_spread_evenly(share):
+    looks = np.cumsum([looks_everywhere(n, share) for n in range(200)])
+    assert np.all(np.abs(looks - share * np.arange(1, 201)) <= 1 + 1e-9)
+
+
+def test_important_axes_are_narrowed_first():
+    axes = Axes({"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)})
+    box = make_box(axes, np.array([0.5, 0.5]), np.array([0.1, 0.4]), 0.2)
+    np.testing.assert_allclose(box.high - box.low, [0.1, 0.4])
+    whole = make_box(axes, np.array([0.5, 0.5]), np.array([0.1, 0.4]), np.inf)
+    assert (whole.low == 0).all()
+    assert (whole.high == 1).all()
+
+
+def test_a_box_cuts_distributions_on_their_scales():
+    axes = Axes({"rate": FloatDistribution(1e-4, 1, log=True), "n": IntDistribution(0, 9)})
+    box = Box(np.array([0.5, 0.5]), np.array([0.25, 0.3]), np.array([0.75, 0.7]), np.ones(2))
+    cut = box.distribution(axes, 0)
+    assert isinstance(cut, FloatDistribution)
+    assert cut.log
+    assert (cut.low, cut.high) == (pytest.approx(1e-3), pytest.approx(0.1))
+    assert box.describe(axes)["rate"] == pytest.approx([1e-3, 0.1])
+    assert box.distribution(axes, 1) == IntDistribution(3, 7)
+
+
+# the history --------------------------------------------------------------------------------------------------
+
+
+def finished(study, number, state, value=None):
+    study.tell(number, value, state=state)
+
+
+@given(st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=20)
+def test_a_grown_history_is_a_fresh_one(random):
+    study = optuna.create_study(direction="maximize")
+    grown, running = History(), []
+    for _ in range(40):
+        if random.random() < 0.6 or not running:
+            trial = study.ask({"x": FloatDistribution(0, 1)})
+            if random.random() < 0.3:
+                trial.suggest_categorical("kind", ["a", "b"])
+            running.append(trial.number)
+        else:
+            number = running.pop(random.randrange(len(running)))
+            if random.random() < 0.2:
+                study.tell(number, state=TrialState.FAIL)
+            else:
+                study.tell(number, random.random())
+        if random.random() < 0.5:
+            grown.update(study)
+    grown.update(study)
+    fresh = History()
+    fresh.update(study)
+    assert grown.axes.distributions == fresh.axes.distributions
+    np.testing.assert_array_equal(grown.rows, fresh.rows)
+    np.testing.assert_array_equal(grown.values, fresh.values)
+    np.testing.assert_array_equal(grown.finished, fresh.finished)
+    np.testing.assert_array_equal(grown.running(-1), fresh.running(-1))
+    assert grown.contains(fresh.rows).all()
+    for trial in study.trials:
+        if trial.state == TrialState.COMPLETE:
+            assert grown.values[trial.number] == -trial.value
+
+
+def test_a_history_follows_its_study():
+    history = History()
+    first, second = (optuna.create_study(study_name=name) for name in "ab")
+    first.add_trial(create_trial(params={"x": 0.5}, distributions={"x": FloatDistribution(0, 1)}, value=1.0))
+    history.update(first)
+    assert len(history) == 1
+    history.update(second)
+    assert len(history) == 0
+    history.update(first)
+    assert list(history.values) == [1.0]
+
+
+def test_pruned_and_failed_trials_count_as_bad():
+    study = optuna.create_study()
+    axis = {"x": FloatDistribution(0, 1)}
+    pruned = study.ask(axis)
+    pruned.report(3.0, 1)
+    study.tell(pruned, state=TrialState.PRUNED)
+    study.tell(study.ask(axis), state=TrialState.FAIL)
+    history = History()
+    history.update(study)
+    assert list(history.values) == [3.0, np.inf]
+    assert list(history.pruned) == [True, False]
+
+
+def test_conditions_are_learnt_from_who_has_which_parameter():
+    axes = Axes({"kind": CategoricalDistribution(("a", "b", "c")), "x": FloatDistribution(0, 1)})
+    rows = np.array([[0, 0.5], [1, np.nan], [0, 0.1], [1, np.nan]])
+    rules = ActivityRules(axes, rows)
+    applied = rules.apply(np.array([[0, 0.3], [1, 0.3], [2, 0.3]]))
+    np.testing.assert_array_equal(applied, [[0, 0.3], [1, np.nan], [2, 0.3]])  # of c nothing is known
+
+
+def test_the_model_sees_the_best_the_near_and_some_far():
+    axes = Axes({"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)})
+    rng = np.random.default_rng(0)
+    rows = rng.uniform(size=(1000, 2))
+    values = ((rows - 0.3) ** 2).sum(axis=1)
+    chosen = select(axes, rows, values, 90)
+    assert len(set(chosen)) == len(chosen) == 90
+    assert set(np.argsort(values)[:18]) <= set(chosen)
+    assert values[chosen].max() > 0.3
+    np.testing.assert_array_equal(select(axes, rows[:50], values[:50], 90), np.arange(50))
+
+
+@given(st.integers(1, 10_000))
+def test_models_are_refitted_less_and_less_often(n):
+    assert 0 <= n - milestone(n) <= max(1, n // 12)
+    assert milestone(n) <= milestone(n + 1)
+
+
+# the sampler --------------------------------------------------------------------------------------------------
+
+
+def rosenbrock(trial):
+    x, y = trial.suggest_float("x", -2, 2), trial.suggest_float("y", -1, 3)
+    return (1 - x) ** 2 + 10 * (y - x * x) ** 2
+
+
+def minimized(sampler, trials, objective=rosenbrock):
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(objective, n_trials=trials)
+    return study
+
+
+@pytest.mark.parametrize(
+    "inside", ["local-gp", "random", "sobol", "tpe", optuna.samplers.RandomSampler(0)], ids=str
+)
+def test_every_zoom_beats_random_search_on_a_valley(inside):
+    def best(sampler):
+        return np.exp(np.mean([np.log(minimized(sampler(seed), 60).best_value) for seed in range(5)]))
+
+    random = best(optuna.samplers.RandomSampler)
+    assert best(lambda seed: CoarseToFineSampler(inside=inside, seed=seed)) < random / 1.4
+
+
+def test_levels_next_to_the_best_stay_in_reach():
+    axes = Axes({"n": IntDistribution(0, 9), "x": FloatDistribution(0, 1)})
+    box = make_box(axes, axes.row({"n": 4, "x": 0.5}), np.ones(2), 2.0**-6)
+    assert box.distribution(axes, 0) == IntDistribution(3, 5)
+
+
+def test_the_model_finds_the_last_digits_of_a_smooth_function():
+    study = minimized(CoarseToFineSampler(seed=0), 120)
+    assert study.best_value < 1e-3
+
+
+def test_nothing_is_evaluated_twice():
+    """A space of 90 points, 80 trials."""
+
+    def objective(trial):
+        return (trial.suggest_int("n", 0, 29) - 9) ** 2 + "abc".index(
+            trial.suggest_categorical("c", ["a", "b", "c"])
+        )
+
+    study = minimized(CoarseToFineSampler(seed=0), 80, objective)
+    points = [tuple(t.params.values()) for t in study.trials]
+    assert len(set(points)) == len(points)
+    assert study.best_value == 0
+
+
+@pytest.mark.parametrize("inside", ["local-gp", "random", "sobol"])
+def test_eight_workers_never_get_the_same_point(inside):
+    study = optuna.create_study(sampler=CoarseToFineSampler(inside=inside, seed=0))
+    axes = {"x": FloatDistribution(-1, 1), "y": FloatDistribution(-1, 1), "n": IntDistribution(0, 20)}
+    rng, running = np.random.default_rng(0), []
+    for _ in range(120):
+        running.append(study.ask(axes))
+        if len(running) == 8:
+            trial = running.pop(rng.integers(8))
+            study.tell(trial, sum(v**2 for v in trial.params.values()))
+    points = [tuple(t.params.values()) for t in study.trials]
+    assert len(set(points)) == len(points)
+
+
+def test_workers_spread_out_while_they_wait():
+    """Seven asks in a row without a tell: not all around the same point."""
+    study = minimized(CoarseToFineSampler(seed=0, options=ZoomOptions(everywhere=0.0)), 30)
+    axes = study.trials[0].distributions
+    x = [[trial.params["x"], trial.params["y"]] for trial in (study.ask(axes) for _ in range(7))]
+    distances = np.linalg.norm(np.array(x)[:, None] - np.array(x)[None], axis=-1)[np.triu_indices(7, 1)]
+    assert distances.min() > 1e-4
+
+
+def test_another_worker_sees_the_same_box():
+    study = minimized(CoarseToFineSampler(seed=0), 50)
+    first, second = (CoarseToFineSampler(seed=0).zoom for _ in range(2))
+    study_half = optuna.create_study()
+    study_half.add_trials(study.trials[:30])
+    first.update(study_half)
+    first.state()
+    study_half.add_trials(study.trials[30:])
+    for zoom in (first, second):
+        zoom.update(study_half)
+    assert first.state() == second.state()
+    assert first.steady_box().describe(first.axes) == second.steady_box().describe(second.axes)
+
+
+def test_maximizing_is_minimizing_the_negative():
+    down = minimized(CoarseToFineSampler(seed=0), 40)
+    up = optuna.create_study(direction="maximize", sampler=CoarseToFineSampler(seed=0))
+    up.optimize(lambda trial: -rosenbrock(trial), n_trials=40)
+    assert [t.params for t in up.trials] == [t.params for t in down.trials]
+
+
+def test_diverging_trials_are_learnt_from():
+    """x > 0.3 fails; after the coarse stage few trials go there."""
+
+    def objective(trial):
+        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        if x > 0.3:
+            raise FloatingPointError
+        return 1 - x + y
+
+    study = optuna.create_study(sampler=CoarseToFineSampler(seed=0))
+    study.optimize(objective, n_trials=60, catch=(FloatingPointError,))
+    failed = [t for t in study.trials[20:] if t.state == TrialState.FAIL]
+    assert len(failed) < 20
+    assert study.best_value < 0.75
+
+
+def test_conditional_parameters_are_chosen_where_they_are_active():
+    def objective(trial):
+        kind = trial.suggest_categorical("kind", ["a", "b"])
+        return (
+            1 + trial.suggest_float("x", -1, 1) if kind == "a" else trial.suggest_float("y", -1, 1) ** 2 - 0.5
+        )
+
+    study = minimized(CoarseToFineSampler(seed=1), 60, objective)
+    assert study.best_value < -0.49
+
+
+def test_hyperband_hides_trials_and_is_endured():
+    def objective(trial):
+        x = trial.suggest_float("x", -1, 1)
+        for step in range(1, 10):
+            trial.report(x * x + 1 / step, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return x * x
+
+    study = optuna.create_study(
+        sampler=CoarseToFineSampler(seed=0),
+        pruner=optuna.pruners.HyperbandPruner(max_resource=9),
+    )
+    study.optimize(objective, n_trials=40)
+    assert study.best_value < 0.05
+
+
+# the boxes are visible ----------------------------------------------------------------------------------------
+
+
+def test_boxes_are_stored_with_the_study_and_trials_explained():
+    study = minimized(CoarseToFineSampler(seed=0), 60)
+    boxes = study.user_attrs[BOXES]
+    stages = [box["stage"] for box in boxes]
+    assert stages == sorted(set(stages))
+    assert all(box["box"]["x"][0] <= box["box"]["x"][1] for box in boxes)
+    looks = {trial.system_attrs[EXPLANATION]["look"] for trial in study.trials[1:]}
+    assert looks == {"coarse", "box", "everywhere"}
+    words = [explain_trial(trial) for trial in study.trials]
+    assert words[3] == "stage 0, the coarse look"
+    assert any("box of length" in w and "x " in w for w in words)
+    assert explain_trial(minimized(optuna.samplers.RandomSampler(0), 1).trials[0]).startswith("not chosen")
+
+
+def test_boxes_are_in_the_databases_terms():
+    """The model sees log-uniform 1 − β; the box that people see is of β."""
+    sampler = ViewSampler(CoarseToFineSampler(seed=0), reverse_log={"decay"}, seed=0)
+    study = minimized(sampler, 40, lambda trial: (trial.suggest_float("decay", 0.9, 0.9999) - 0.999) ** 2)
+    low, high = study.user_attrs[BOXES][-1]["box"]["decay"]
+    assert 0.9 <= low < high <= 0.9999
+
+
+# the course's own zoom ----------------------------------------------------------------------------------------
+
+
+def test_stages_narrow_around_the_best_points():
+    study = minimized(
+        CoarseToFineSampler(stages=(30, 20, 10), seed=0), 60, lambda t: abs(t.suggest_float("x", 0, 1) - 0.7)
+    )
+    x = np.array([trial.params["x"] for trial in study.trials])
+    assert np.ptp(x[:30]) > 0.8
+    assert np.ptp(x[30:50]) < 0.35
+    assert np.ptp(x[50:]) < 0.15
+    best_before = np.sort(np.argsort(abs(x[:30] - 0.7))[:5])
+    assert x[30:50].min() >= x[best_before].min() - 0.26 * np.ptp(x[best_before]) - 0.04
+
+
+def test_stage_lengths_share_the_budget():
+    assert stage_lengths(60) == [30, 18, 12]
+    assert sum(stage_lengths(7)) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"stages": []}, "at least 1"),
+        ({"stages": (3, 0)}, "at least 1"),
+        ({"stages": (3,), "best": 1}, "at least 2"),
+        ({"stages": (3,), "padding": -1.0}, "at least 0"),
+        ({"stages": (3,), "inside": "local-gp"}, "takes no stages"),
+        ({"inside": "sbol"}, "sbol"),
+    ],
+)
+def test_illegal_options_are_refused(options, words):
+    with pytest.raises(DefinitionError, match=words):
+        CoarseToFineSampler(**options)
+
+
+# honest about its risk ----------------------------------------------------------------------------------------
+
+
+def found_the_well(everywhere, seed, inside, trials):
+    options = ZoomOptions(everywhere=everywhere)
+    study = optuna.create_study(sampler=CoarseToFineSampler(inside=inside, seed=seed, options=options))
+    bounds = narrow_well.bounds
+
+    def objective(trial):
+        return float(narrow_well.value([trial.suggest_float(f"x{i}", *b) for i, b in enumerate(bounds)]))
+
+    study.optimize(objective, n_trials=trials)
+    return study.best_value < -0.5
+
+
+@pytest.mark.slow
+def test_looking_everywhere_protects_where_zooming_must_lose():
+    """A wide bowl, and far off on its slope a narrow well of 0.6 % of the range that is deeper.
+
+    Zooming alone ends in the bowl. Each look finds the well with chance 0.006, 100 of them with chance 0.45.
+    """
+    zooming, protected = (
+        sum(found_the_well(share, seed, "random", 200) for seed in range(8)) for share in (0.0, 0.5)
+    )
+    assert zooming <= 1
+    assert protected >= zooming + 2
+
+
+@pytest.mark.slow
+def test_what_looking_everywhere_costs():
+    """In the valley, where there is one hill only, every look elsewhere is lost; the model's looks lose little."""
+
+    def best(share):
+        options = ZoomOptions(everywhere=share)
+        values = [
+            minimized(CoarseToFineSampler(inside="random", seed=seed, options=options), 60).best_value
+            for seed in range(8)
+        ]
+        return np.exp(np.mean(np.log(values)))
+
+    assert best(0.2) < best(0.8)
+
+
+def test_tiers_by_priority_tune_the_first_ones_first():
+    space = Space.model_validate(
+        {
+            "rate": {"low": 1e-4, "high": 1.0, "scale": "log", "priority": 1},
+            "decay": {"low": 0.9, "high": 0.999, "scale": "reverse_log", "priority": 2},
+            "size": {"choices": [8, 16, 32], "ordered": True, "priority": 3},
+        }
+    )
+    from tuner.samplers import SAMPLERS
+
+    for name in ("random", "tpe", "cma-es", "coarse-to-fine", "sobol"):
+        chosen = SAMPLERS[name].model_validate({"name": name, "stages": "by-priority"})
+        study = optuna.create_study(
+            sampler=build_sampler(chosen, SamplerContext(space, 0, 30, {"decay": 0.95}))
+        )
+        for _ in range(30):
+            trial = study.ask(space.distributions)
+            study.tell(
+                trial, np.log(trial.params["rate"]) ** 2 + trial.params["decay"] + trial.params["size"]
+            )
+        rows = [[t.params[n] for t in study.trials] for n in space]
+        assert len(set(rows[0][:10])) > 5
+        assert set(rows[1][:10]) == {0.95}
+        assert set(rows[2][:20]) == {16}
+        assert len(set(rows[1][10:20])) > 2
+        assert len(set(rows[2][20:])) > 1
+        assert all(t.distributions == space.distributions for t in study.trials)

@@ -1,0 +1,424 @@
+"""Coarse to fine by a model: a box around the best point that breathes with success, a Gaussian process inside.
+
+Look everywhere first; then in a box around the point that the model believes best, which grows while that helps and
+shrinks while it does not. Important axes, on which the model is short-sighted, are narrowed first. A share of the asks
+looks at the whole space, so that a better hill can still be found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial
+from scipy.stats import qmc
+from threadpoolctl import ThreadpoolController
+
+from tuner.samplers.axes import Axes
+from tuner.samplers.box import Box, BoxLength, BoxRules, BoxState, looks_blindly, looks_everywhere, make_box
+from tuner.samplers.gaussian_process import (
+    Floats,
+    GaussianProcess,
+    Hyperparameters,
+    Prior,
+    fit,
+    log_expected_improvement,
+    warp,
+)
+from tuner.samplers.history import ActivityRules, History
+from tuner.samplers.view import outside
+
+__all__ = ["BOXES", "EXPLANATION", "ModelZoom", "ZoomOptions"]
+
+EXPLANATION = "coarse-to-fine"
+"""System attribute of a trial: where it was looked for."""
+
+BOXES = "coarse-to-fine: boxes"
+"""User attribute of the study: the boxes so far, each with the number of the first trial chosen in it."""
+
+BOXES_KEPT = 200
+"""So many of them: an attribute is read and written as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZoomOptions:
+    """What may be tuned of the tuner.
+
+    `startup` is the length of the coarse stage, by default 2 trials a parameter, 6 to 10. `everywhere` is the share of
+    trials that look at the whole space, while the noise is at most `noise_limit` of the signal: beyond, looking
+    elsewhere finds luck. One in five of them looks blindly, whatever the model believes. `model_points` is how many
+    points the model has at most (an ask costs their cube), `candidates` and `mutations` how many points it judges,
+    `parents` how many of the best are mutated, `rounds` how often the best candidates are polished.
+    """
+
+    startup: int | None = None
+    everywhere: float = 0.4
+    noise_limit: float = 0.1
+    model_points: int = 150
+    candidates: int = 512
+    mutations: int = 384
+    parents: int = 5
+    rounds: int = 3
+    rules: BoxRules = field(default_factory=BoxRules)
+    prior: Prior = field(default_factory=Prior)
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """The model after some trials: its points' rows, best believed first, and the box around the first of them."""
+
+    model: GaussianProcess
+    rows: Floats
+    best: float
+    box: Box
+
+
+class ModelZoom(BaseSampler):
+    """The zoom; in its box the model chooses (`local-gp`), or chance does (`random`, `sobol`).
+
+    Everything derives from (seed, trial number) and the finished trials.
+    """
+
+    def __init__(
+        self,
+        inside: Literal["local-gp", "random", "sobol"] = "local-gp",
+        *,
+        options: ZoomOptions | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.inside = inside
+        self.options = options or ZoomOptions()
+        self._is_seeded = seed is not None
+        self._seed = _entropy() if seed is None else seed
+        self._random = RandomSampler(self._seed)
+        self._history = History()
+        self._length = BoxLength(self.options.rules)
+        self._fitted: dict[bytes, Hyperparameters] = {}
+        self._sobol: dict[int, Floats] = {}
+        self._axes: Axes | None = None
+        self._noted_changes = -1
+
+    def reseed_rng(self) -> None:
+        """Draw otherwise from now on, where no seed was given."""
+        self._random.reseed_rng()
+        if not self._is_seeded:
+            self._seed, self._sobol = _entropy(), {}
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """All parameters seen so far; those that are inactive in this trial are chosen in vain."""
+        self._raise_error_if_multi_objective(study)
+        self.update(study)
+        return dict(self._history.axes.distributions)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The next point."""
+        self._raise_error_if_multi_objective(study)
+        if not search_space:
+            return {}
+        self.update(study)
+        axes = self._history.axes
+        with _one_thread():
+            row = self._row(study, trial)
+        return {
+            name: axes.value(i, row[i])
+            for i, name in enumerate(axes.names)
+            if search_space.get(name) == axes.distributions[name] and not np.isnan(row[i])
+        }
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A parameter that no trial had before: at random."""
+        self._raise_error_if_multi_objective(study)
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Set the random state for parameters that no trial had before."""
+        (word,) = np.random.SeedSequence((self._seed, trial.number)).generate_state(1)
+        self._random._rng.rng.seed(int(word))
+
+    # where to look
+
+    def update(self, study: optuna.Study) -> None:
+        """Take in what has happened in the study."""
+        self._history.update(study)
+        if self._axes is not self._history.axes:  # another study, or another parameter
+            self._axes = self._history.axes
+            self._length.forget()
+            self._fitted = {}
+
+    @property
+    def axes(self) -> Axes:
+        """The axes known so far."""
+        return self._history.axes
+
+    @property
+    def startup(self) -> int:
+        """The length of the coarse stage."""
+        return self.options.startup or max(6, min(2 * len(self.axes), 10))
+
+    def is_coarse(self, number: int) -> bool:
+        """Whether trial `number` belongs to the coarse stage: too early, or too little known."""
+        return number < self.startup or int(self._history.finished.sum()) < 3
+
+    def is_local(self, number: int) -> bool:
+        """Whether trial `number` looks inside the box."""
+        return number >= self.startup and not looks_everywhere(number, self.options.everywhere)
+
+    def state(self) -> BoxState:
+        """The box's length and what led to it."""
+        places = np.flatnonzero(self._history.finished)
+        return self._length.update(
+            self._history.numbers[places],
+            self._targets(places),
+            len(self.axes),
+            unchanged=self._history.take_changes(),
+            is_local=self.is_local,
+        )
+
+    def steady_box(self) -> Box:
+        """The box as it was when its length changed last: for samplers that need one that stands still."""
+        state = self.state()
+        with _one_thread():
+            return self._believe(state.length, self._length.last_change()).box
+
+    def _row(self, study: optuna.Study, trial: FrozenTrial) -> Floats:
+        number = trial.number
+        if self.is_coarse(number):
+            self._note(study, trial, {"look": "coarse", "stage": 0})
+            return self._sobol_row(number)
+        state = self.state()
+        if looks_blindly(number, self.options.everywhere):
+            self._note(study, trial, {"look": "everywhere", "stage": state.changes + 1})
+            return self._sobol_row(number)
+        belief = self._believe(state.length)
+        everywhere = not self.is_local(number) and not self._is_noisy(belief)
+        if everywhere:
+            centre, lengths = belief.box.centre, belief.model.hyperparameters.lengths
+            belief = replace(belief, box=make_box(self.axes, centre, lengths, np.inf))
+        note: dict[str, Any] = {"look": "everywhere" if everywhere else "box", "stage": state.changes + 1}
+        if not everywhere:
+            note |= {"length": state.length, "box": self._described(study, belief.box)}
+            self._note_box(study, trial, state, note)
+        self._note(study, trial, note)
+        return self._choose(number, belief)
+
+    def _choose(self, number: int, belief: Belief) -> Floats:
+        rng = np.random.default_rng((self._seed, number))
+        if self.inside == "local-gp":
+            return self._best_candidate(number, rng, belief)
+        tries = self._sobol_points(len(self.axes), number + 8)[number : number + 8]
+        units = tries if self.inside == "sobol" else rng.uniform(size=tries.shape)
+        rows = self._rules().apply(self._into_box(rng, belief.box, units))
+        row: Floats = rows[int(np.argmin(self._history.contains(rows)))]
+        return row
+
+    def _sobol_row(self, number: int) -> Floats:
+        """The Sobol point of the trial's number; where that is taken already, one after it."""
+        units = self._sobol_points(len(self.axes), number + 64)[number : number + 64]
+        rows = self._rules().apply(self.axes.from_units(units))
+        row: Floats = rows[int(np.argmin(self._history.contains(rows)))]
+        return row
+
+    def _sobol_points(self, dimension: int, count: int) -> Floats:
+        """The first points of the scrambled sequence, at least `count`."""
+        known = self._sobol.get(dimension)
+        if known is None or len(known) < count:
+            engine = qmc.Sobol(dimension, scramble=True, rng=np.random.default_rng(self._seed))
+            known = self._sobol[dimension] = engine.random_base2(max(9, (count - 1).bit_length()))
+        return known
+
+    # what the model believes
+
+    def _targets(self, places: NDArray[np.intp]) -> Floats:
+        """What the model is told: values to minimize; pruned trials are no better than the median."""
+        values = self._history.values[places]
+        pruned = self._history.pruned[places]
+        if pruned.any():
+            whole = values[~pruned]
+            floor = np.median(whole) if len(whole) else -np.inf
+            values = np.where(pruned, np.maximum(values, floor), values)
+        return values
+
+    def _rules(self) -> ActivityRules:
+        rows = self._history.rows[-1000:]
+        return ActivityRules(self.axes, rows[~np.isnan(rows).all(axis=1)])
+
+    def _believe(self, length: float, first: int | None = None) -> Belief:
+        """The model and the box after the `first` finished trials, by default all."""
+        places = np.flatnonzero(self._history.finished)[:first]
+        values, axes = self._targets(places), self.axes
+        rows = self._history.rows[places]
+        chosen = select(axes, rows, values, self.options.model_points)
+        known = rows[chosen]
+        hyperparameters = self._hyperparameters(self._history.numbers[places], rows, values)
+        model = GaussianProcess.condition(
+            axes.features(known), axes.feature_axis, warp(values)[chosen], hyperparameters
+        )
+        believed = model.predict_mean(model.features)
+        order = np.argsort(believed, kind="stable")
+        box = make_box(axes, known[order[0]], hyperparameters.lengths, length)
+        return Belief(model, known[order], float(believed[order[0]]), box)
+
+    def _is_noisy(self, belief: Belief) -> bool:
+        return belief.model.hyperparameters.noise > self.options.noise_limit
+
+    def _hyperparameters(self, numbers: NDArray[np.intp], rows: Floats, values: Floats) -> Hyperparameters:
+        """Fitted to the first of the trials, as many as the last milestone says: the same after a restart."""
+        first = milestone(len(numbers))
+        key = numbers[max(0, first - 1000) : first].tobytes()
+        if key not in self._fitted:
+            chosen = select(self.axes, rows[:first], values[:first], self.options.model_points)
+            features, targets = self.axes.features(rows[chosen]), warp(values[:first])[chosen]
+            self._fitted = {key: fit(features, self.axes.feature_axis, targets, self.options.prior)}
+        return self._fitted[key]
+
+    # what it proposes
+
+    def _best_candidate(self, number: int, rng: np.random.Generator, belief: Belief) -> Floats:
+        axes, rules = self.axes, self._rules()
+        model = belief.model.with_pending(axes.features(self._history.running(number)))
+
+        def gain(rows: Floats) -> Floats:
+            mean, deviation = model.predict(axes.features(rows))
+            gains = log_expected_improvement(mean, deviation, belief.best)
+            gains[self._history.contains(rows)] = -np.inf  # nothing is evaluated twice
+            return gains
+
+        rows = rules.apply(self._candidates(rng, belief))
+        gains = gain(rows)
+        for step in [0.1, 0.03, 0.01, 0.003][: self.options.rounds]:
+            best = np.argsort(-gains, kind="stable")[:4]
+            near = rules.apply(self._near(rng, rows[best], belief.box, step))
+            rows, gains = np.concatenate([rows[best], near]), np.concatenate([gains[best], gain(near)])
+        if not np.isfinite(gains.max()):  # all is known here
+            return self._sobol_row(number)
+        row: Floats = rows[int(np.argmax(gains))]
+        return row
+
+    def _candidates(self, rng: np.random.Generator, belief: Belief) -> Floats:
+        points = self._sobol_points(len(self.axes), self.options.candidates)[: self.options.candidates]
+        units = (points + rng.uniform(size=len(self.axes))) % 1.0  # rotated: Cranley and Patterson (1976)
+        inside = self._into_box(rng, belief.box, units)
+        return np.concatenate([inside, self._mutations(rng, belief)])
+
+    def _into_box(self, rng: np.random.Generator, box: Box, units: Floats) -> Floats:
+        """Rows in the box from uniform numbers, both (m, axes)."""
+        axes = self.axes
+        rows = axes.from_units(units)
+        numeric, categorical = axes.numeric, axes.categorical
+        rows[:, numeric] = box.low[numeric] + units[:, numeric] * (box.high - box.low)[numeric]
+        stay = rng.uniform(size=(len(rows), len(categorical))) >= box.freedom[categorical]
+        kept = box.centre[categorical]
+        rows[:, categorical] = np.where(stay & ~np.isnan(kept), kept, rows[:, categorical])
+        return axes.snap(rows)
+
+    def _mutations(self, rng: np.random.Generator, belief: Belief) -> Floats:
+        """The best points with one to three axes changed: a step, or for one in four anything in the box."""
+        axes, m, box, best = (
+            self.axes,
+            self.options.mutations,
+            belief.box,
+            belief.rows[: self.options.parents],
+        )
+        units = rng.uniform(size=(m, len(axes)))
+        fresh = axes.from_units(units)
+        fresh[:, axes.numeric] = (box.low + units * (box.high - box.low))[:, axes.numeric]
+        parents = best[rng.integers(len(best), size=m)]
+        parents = np.where(np.isnan(parents), fresh, parents)
+        step = np.maximum((box.high - box.low) / 4, np.maximum(0.01, 1 / self.axes.size))
+        moved = parents + rng.normal(size=parents.shape) * step
+        moved[:, axes.categorical] = fresh[:, axes.categorical]
+        changed = np.where(rng.uniform(size=(m, 1)) < 0.25, fresh, moved)
+        rank = np.argsort(np.argsort(rng.uniform(size=parents.shape), axis=1), axis=1)
+        return axes.snap(np.where(rank < rng.integers(1, 4, size=(m, 1)), changed, parents))
+
+    def _near(self, rng: np.random.Generator, points: Floats, box: Box, step: float) -> Floats:
+        """Points around the given ones, 48 each, two in three with numbers moved alone; steps in shares of the box."""
+        axes = self.axes
+        rows = np.repeat(points, 48, axis=0)
+        deviation = np.broadcast_to(step * (box.high - box.low), rows.shape).copy()
+        leaps = np.arange(len(rows)) % 3 == 0
+        deviation[leaps] = np.maximum(deviation[leaps], 0.5 / axes.size)  # the next level is in reach
+        some = rng.uniform(size=rows.shape) < rng.choice([0.3, 1.0], size=(len(rows), 1))
+        moved = rows + rng.normal(size=rows.shape) * deviation * some
+        fresh = axes.from_units(rng.uniform(size=rows.shape))
+        other = leaps[:, None] & (rng.uniform(size=rows.shape) < 1 / len(axes)) & ~np.isnan(rows)
+        moved[:, axes.categorical] = np.where(other, fresh, rows)[:, axes.categorical]
+        return axes.snap(moved)
+
+    # what it tells
+
+    def _described(self, study: optuna.Study, box: Box) -> dict[str, list[Any]]:
+        described = box.describe(self.axes)
+        for i, name in enumerate(self.axes.names):
+            if name not in described:
+                continue
+            if self.axes.is_categorical[i]:
+                described[name][0] = outside(study, name, described[name][0])
+            else:
+                described[name] = sorted(outside(study, name, end) for end in described[name])
+        return described
+
+    def _note(self, study: optuna.Study, trial: FrozenTrial, note: dict[str, Any]) -> None:
+        study._storage.set_trial_system_attr(trial._trial_id, EXPLANATION, note)
+
+    def _note_box(
+        self, study: optuna.Study, trial: FrozenTrial, state: BoxState, note: dict[str, Any]
+    ) -> None:
+        """Add the box to the study's, where it is new: its length changed since the last one."""
+        if state.changes == self._noted_changes:
+            return
+        self._noted_changes = state.changes
+        known = study._storage.get_study_user_attrs(study._study_id).get(BOXES, [])
+        if all(box["stage"] != note["stage"] for box in known):
+            entry = {"trial": trial.number, **{k: note[k] for k in ("stage", "length", "box")}}
+            study._storage.set_study_user_attr(study._study_id, BOXES, [*known, entry][-BOXES_KEPT:])
+
+
+_BLAS: list[ThreadpoolController] = []
+
+
+def _one_thread() -> Any:
+    """BLAS on one thread for a while: the matrices are small, and waiting threads would cost more than they bring."""
+    if not _BLAS:
+        _BLAS.append(ThreadpoolController())  # finding the libraries takes milliseconds, once
+    return _BLAS[0].limit(limits=1, user_api="blas")
+
+
+def _entropy() -> int:
+    return int(np.random.SeedSequence().generate_state(1)[0])
+
+
+def milestone(finished: int) -> int:
+    """The last of 1, 2, …, 12, 13, …, 24, 26, … that is at most `finished`: models are refitted less and less often."""
+    last = following = 1
+    while following <= finished:
+        last, following = following, following + max(1, following // 12)
+    return last
+
+
+def select(axes: Axes, rows: Floats, values: Floats, count: int) -> NDArray[np.intp]:
+    """Which points the model sees, ascending: a fifth the best, half nearest to the best one, the rest from all over.
+
+    Few for being good: values that noise made look good would mislead a model that sees little else.
+    """
+    if len(values) <= count:
+        return np.arange(len(values))
+    best = np.argpartition(values, count // 5)[: count // 5]
+    features = axes.features(rows)
+    distance = ((features - features[int(np.argmin(values))]) ** 2).sum(axis=1)
+    distance[best] = np.inf
+    near = np.argpartition(distance, count // 2)[: count // 2]
+    rest = np.setdiff1d(np.arange(len(values)), np.concatenate([best, near]))
+    far = rest[np.linspace(0, len(rest) - 1, count - len(best) - len(near)).astype(np.intp)]
+    return np.sort(np.concatenate([best, near, far]))

@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_compare_then_look_at_it(tuner: Tuner, tmp_path: Path) -> None:
     assert listed[0]["trials"] == {"COMPLETE": 6}
     code, out, _ = tuner("studies")
     assert "small.sobol.seed-1" in out
-    assert "6 of 6" in out
+    assert "6/6" in out
 
     code, out, _ = tuner("trials", "small.sobol.seed-0", "--format", "json")
     trials = json.loads(out)
@@ -134,6 +135,32 @@ def test_objectives_lists_hyperparameters_defaults_and_tiers(tuner: Tuner) -> No
     assert re.search(r"epsilon\s+-\s+1e-08", tuner("objectives", "digits")[1])
 
 
+def test_one_broken_plugin_does_not_hide_the_others(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = {e.name: e for e in entry_points(group="tuner.objectives")}
+    entries |= {"gone": EntryPoint("gone", "no_such_module:x", "tuner.objectives")}
+    entries |= {"plain": EntryPoint("plain", "json:dumps", "tuner.objectives")}
+    monkeypatch.setattr("tuner.catalogue._entries", lambda: entries)
+    code, out, err = tuner("objectives")
+    assert code == 0
+    assert "branin" in out
+    assert "error: objective 'gone' cannot be loaded from no_such_module:x: ModuleNotFoundError" in err
+    assert (
+        "error: json:dumps, registered as objective 'plain', is no objective: it has no name, description"
+        in err
+    )
+    assert tuner("objectives", "gone")[0] == 1
+
+
+def test_looking_at_a_database_that_is_not_there_makes_none(tuner: Tuner, tmp_path: Path) -> None:
+    for arguments in (["studies"], ["trials", "x"], ["best", "x"], ["archive", "x"], ["dashboard"]):
+        code, _, err = tuner(*arguments, "--storage", "sqlite:///nope.db")
+        assert code == 2
+        assert (
+            err == "error: there is no database sqlite:///nope.db; `tuner run` and `tuner compare` make one\n"
+        )
+    assert not (tmp_path / "nope.db").exists()
+
+
 BAD = [
     (["run", "nowhere"], "no definition is named 'nowhere'"),
     (["run", "nowhere.toml"], "nowhere.toml: there is no such file"),
@@ -142,11 +169,14 @@ BAD = [
         "typo.toml: sampler.name: there is no 'tpee' (did you mean 'tpe'?); accepted: grid, random",
     ),
     (["compare", "single.toml"], "single.toml: has no [comparison]"),
-    (["trials", "small"], "no study is named 'small' in sqlite:///tuner.db"),
+    (["trials", "small"], "there is no database sqlite:///tuner.db"),
     (["compare", "small.toml", "--out", "small.toml"], "--out small.toml: File exists"),
     (["compare", "small.toml", "--seeds", "20000"], "seeds must lie in 1 … 10000; got 20000"),
     (["run", "deep.toml"], "deep.toml: not valid TOML"),
-    (["objectives", "digit"], "no objective is named 'digit'; installed are: ackley"),
+    (
+        ["objectives", "digit"],
+        "no objective is named 'digit' (did you mean 'digits'?); installed are: ackley",
+    ),
 ]
 
 
@@ -176,7 +206,7 @@ def test_the_same_study_changed_is_refused_and_nothing_is_lost(tuner: Tuner, tmp
 
 @pytest.mark.parametrize("storage", ["sqlite:////nowhere/x.db", "tuner.db"])
 def test_a_database_that_cannot_be_opened_is_exit_code_1(tuner: Tuner, storage: str) -> None:
-    code, _, err = tuner("studies", "--storage", storage)
+    code, _, err = tuner("run", "small.toml", "--storage", storage)
     assert code == 1
     assert err.startswith("error: ")
 

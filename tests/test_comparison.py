@@ -70,6 +70,11 @@ def test_nothing_is_claimed_that_is_not_significant() -> None:
     assert all(row.p is None for row in one.table())
 
 
+def test_a_tie_is_called_one() -> None:
+    found = result({"a": [1.0, 2.0, 1.0, 2.0], "b": [2.0, 1.0, 2.0, 1.0], "c": [3.0] * 4})
+    assert found.verdict == "a, b share the best mean rank over 4 seeds; no winner."
+
+
 def test_what_is_beaten_is_named_when_not_all_are() -> None:
     rng = np.random.default_rng(2)
     a, noise = rng.normal(size=12), rng.normal(size=12) / 10

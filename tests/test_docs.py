@@ -39,7 +39,7 @@ def test_the_readmes_tour_runs(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert done.stdout, command
-    assert (tmp_path / "report" / "index.html").exists()
+    assert (tmp_path / "first-report" / "index.html").exists()
     for code in blocks("python", tour):
         done = subprocess.run(
             [sys.executable, "-c", code], check=False, cwd=tmp_path, capture_output=True, text=True

@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from objectives.epoch import Objective
 from tuner.errors import NotFoundError, TunerError
+from tuner.explain import near_miss
 
 __all__ = ["GROUP", "find_objective", "objective_names"]
 
@@ -30,7 +31,10 @@ def find_objective(name: str) -> Objective:
     """
     entries = _entries()
     if name not in entries:
-        raise NotFoundError(f"no objective is named {name!r}; installed are: {', '.join(sorted(entries))}")
+        hint = near_miss(name, entries)
+        raise NotFoundError(
+            f"no objective is named {name!r}{hint}; installed are: {', '.join(sorted(entries))}"
+        )
     try:
         found = entries[name].load()
     except Exception as error:
@@ -38,8 +42,10 @@ def find_objective(name: str) -> Objective:
             f"objective {name!r} cannot be loaded from {entries[name].value}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(found, Objective):
+        wanted = ("name", "description", "direction", "hyperparameters", "evaluate")
+        missing = ", ".join(attribute for attribute in wanted if not hasattr(found, attribute))
         raise TunerError(
-            f"{entries[name].value}, registered as objective {name!r}, does not follow the contract"
+            f"{entries[name].value}, registered as objective {name!r}, is no objective: it has no {missing}"
         )
     return found
 

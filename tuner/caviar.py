@@ -248,7 +248,9 @@ class _Turns:
             self._full.add(name)
             self._stopped[name] = (
                 f"{name}: stopped, as {FAILURES_IN_A_ROW} trials in a row failed; "
-                f"the last (trial {outcome.number}) with {outcome.failure}"
+                f"the last (trial {outcome.number}) with {outcome.failure} "
+                f"(traceback: tuner trials {name} --last 1 --format json; they count in the budget: "
+                "begin afresh under another name)"
             )
 
     def restart(self) -> None:

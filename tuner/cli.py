@@ -31,7 +31,7 @@ from tuner.definition import ComparisonDefinition, StudyDefinition, find_definit
 from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
 from tuner.manager import StudyManager, StudySummary
 from tuner.report import finite, terminal_table, write_report
-from tuner.storage import DEFAULT_URL, cached, open_storage, safe_url
+from tuner.storage import DEFAULT_URL, cached, exists, open_storage, safe_url
 from tuner.trial_run import Outcome
 
 __all__ = ["app", "main"]
@@ -43,8 +43,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to keep to
-err = Console(stderr=True)
+out = Console(width=None if sys.stdout.isatty() else 160, emoji=False)  # a pipe has no width to keep to
+err = Console(stderr=True, emoji=False)
 
 
 class Format(StrEnum):
@@ -122,14 +122,14 @@ def studies(
     archived: Annotated[bool, typer.Option("--archived", help="Archived ones too.")] = False,
 ) -> None:
     """List the studies in the database."""
-    summaries = StudyManager(storage).studies(archived=archived)
+    summaries = _existing(storage).studies(archived=archived)
     if format_ is Format.JSON:
         _print_json([_plain(summary) for summary in summaries])
         return
     table = Table(box=None)
     table.add_column("study", no_wrap=True)
-    for heading in ("objective", "sampler", "trials", "pruned", "failed", "best value"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("objective", "sampler", "trials", "pruned", "failed", "best"):
+        table.add_column(heading, overflow="ellipsis", no_wrap=True)
     for summary in summaries:
         table.add_row(*map(escape, _study_row(summary)))
     out.print(table if summaries else "No studies yet. Begin with: tuner compare digits")
@@ -143,7 +143,7 @@ def trials(
     last: Annotated[int | None, typer.Option("--last", min=1, help="Only the last so many.")] = None,
 ) -> None:
     """List a study's trials."""
-    study = StudyManager(storage).load(name)
+    study = _existing(storage).load(name)
     shown = study.get_trials(deepcopy=False)[-last if last else None :]
     if format_ is Format.JSON:
         _print_json([_trial_dict(trial) for trial in shown])
@@ -151,7 +151,7 @@ def trials(
     names = list(dict.fromkeys(parameter for trial in shown for parameter in trial.params))
     table = Table(box=None)
     for heading in ("trial", "state", "value", *names, "epochs", "note"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading not in ("note", *names))
     for trial in shown:
         params = [_short(trial.params.get(parameter, "")) for parameter in names]
         note = str(trial.user_attrs.get("failure", ""))
@@ -166,7 +166,7 @@ def best(
     name: NameArgument, storage: StorageOption = DEFAULT_URL, format_: FormatOption = Format.TABLE
 ) -> None:
     """Show a study's best trial."""
-    study = StudyManager(storage).load(name)
+    study = _existing(storage).load(name)
     if format_ is Format.JSON:
         _print_json(_trial_dict(_best_trial(study)))
         return
@@ -179,13 +179,24 @@ def objectives(
     format_: FormatOption = Format.TABLE,
 ) -> None:
     """List what can be tuned: each objective's hyperparameters, their defaults and priority tiers."""
-    found = [find_objective(n) for n in ([name] if name else objective_names())]
+    found = [find_objective(name)] if name else _installed_objectives()
     if format_ is Format.JSON:
         _print_json([_objective_dict(objective) for objective in found])
         return
     for objective in found:
         out.print(f"[bold]{objective.name}[/bold]  {escape(objective.description)} ({objective.direction})")
         out.print(_hyperparameter_table(objective) if name else _tiers(objective))
+
+
+def _installed_objectives() -> list[Objective]:
+    """All that can be loaded; a line on standard error for each that cannot."""
+    found = []
+    for name in objective_names():
+        try:
+            found.append(find_objective(name))
+        except TunerError as error:
+            _complain(error)
+    return found
 
 
 @app.command(epilog="**Example**\n\n`tuner dashboard --port 8081`")
@@ -199,6 +210,7 @@ def dashboard(
     """Open optuna-dashboard on the database. Ctrl-C ends it."""
     from optuna_dashboard import run_server  # noqa: PLC0415 - half a second that no other command should wait
 
+    _existing(storage).close()
     database = open_storage(storage)
     out.print(f"optuna-dashboard on http://{host}:{port}/ (Ctrl-C ends it)")
     try:
@@ -214,7 +226,7 @@ def archive(
     undo: Annotated[bool, typer.Option("--undo", help="Put it back into the list.")] = False,
 ) -> None:
     """Take a study out of the list. Nothing is deleted."""
-    StudyManager(storage).archive(name, undo=undo)
+    _existing(storage).archive(name, undo=undo)
 
 
 def main() -> None:
@@ -223,6 +235,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (DefinitionError, NotFoundError, ConflictError) as error:
         _exit(error, 2)
     except TunerError as error:
@@ -231,14 +245,27 @@ def main() -> None:
         _exit(TunerError(f"the database failed: {error.__cause__ or error}".splitlines()[0]), 1)
 
 
+def _existing(storage: str) -> StudyManager:
+    """A manager of a database that is there: looking must not make one, where the name may be mistyped."""
+    if not exists(storage):
+        raise NotFoundError(
+            f"there is no database {safe_url(storage)}; `tuner run` and `tuner compare` make one"
+        )
+    return StudyManager(storage)
+
+
 def _interrupt(_signal: int, _frame: Any) -> None:
     raise KeyboardInterrupt  # a container's stop is handled as Ctrl-C is
 
 
 def _exit(error: TunerError, code: int) -> NoReturn:
+    _complain(error)
+    sys.exit(code)
+
+
+def _complain(error: TunerError) -> None:
     for line in str(error).splitlines():
         err.print(f"error: {line}", style="red", soft_wrap=True, markup=False, highlight=False)
-    sys.exit(code)
 
 
 @contextmanager
@@ -311,7 +338,7 @@ def _print_best(study: optuna.Study) -> None:
 
 
 def _study_row(summary: StudySummary) -> list[str]:
-    of = f" of {summary.budget}" if summary.budget else ""
+    of = f"/{summary.budget}" if summary.budget else ""
     return [
         summary.name,
         summary.objective or "",

@@ -142,6 +142,9 @@ class ComparisonResult:
         if self.winner is not None:
             return f"{first.arm} is best {over} ({TEST}, p < {SIGNIFICANCE} against every other)."
         worse = [row.arm for row in rows[1:] if row.p is not None and row.p < SIGNIFICANCE]
+        tied = [row.arm for row in rows if row.mean_rank == first.mean_rank]
+        if len(tied) > 1:
+            return f"{', '.join(tied)} share the best mean rank {over}; no winner."
         start = f"{first.arm} has the best mean rank {over}"
         if worse:
             return (

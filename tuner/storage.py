@@ -32,7 +32,16 @@ from sqlalchemy.orm import Session
 
 from tuner.errors import StorageError
 
-__all__ = ["DEFAULT_URL", "SYSTEM_ATTRS", "USER_ATTRS", "Database", "cached", "open_storage", "safe_url"]
+__all__ = [
+    "DEFAULT_URL",
+    "SYSTEM_ATTRS",
+    "USER_ATTRS",
+    "Database",
+    "cached",
+    "exists",
+    "open_storage",
+    "safe_url",
+]
 
 DEFAULT_URL = "sqlite:///tuner.db"
 
@@ -273,6 +282,16 @@ def open_storage(url: str, *metadata: sa.MetaData) -> Database:
 def cached(database: Database) -> BaseStorage:
     """The database behind Optuna's cache of finished trials: what studies are opened on."""
     return optuna.storages.get_storage(database)
+
+
+def exists(url: str) -> bool:
+    """Whether there is anything to open; of a server one only knows by asking it, so True.
+
+    Raises:
+        StorageError: `url` is no URL of a database.
+    """
+    parsed = _parse(url)
+    return parsed.get_backend_name() != "sqlite" or Path(parsed.database or "").exists()
 
 
 def safe_url(url: str) -> str:

@@ -122,7 +122,8 @@ def test_a_checkpoint_resumes_bit_for_bit(objective):
     epochs = objective.evaluate(quick(objective), seed=SEED)
     for done, epoch in enumerate(epochs, start=1):
         if epoch.checkpoint is None:
-            assert len(whole) == 1, "only an objective of one epoch may do without checkpoints"
+            ours = type(objective).__module__.startswith("objectives.")
+            assert len(whole) == 1 or not ours, "of ours, only those of one epoch may do without checkpoints"
         elif done < len(whole):
             assert run(objective, resume=epoch.checkpoint()) == whole[done:]
 

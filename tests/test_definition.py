@@ -81,6 +81,16 @@ MISTAKES = [
         "none",
     ),
     (
+        {"name": "a", "budget": {"trials": 9}, "sampler": {"name": "grid"}},
+        "sampler 'grid' lays its points",
+        "is empty",
+    ),
+    (
+        {"name": "a", "space": X, "sampler": {"name": "grid", "levels": {"x": [0.5, 0.5]}}},
+        "sampler.levels.x must differ",
+        "0.5",
+    ),
+    (
         {"name": "a", "space": {"k": {"choices": ["u"]}, "y": {"low": 0, "high": 1, "when": {"k": "v"}}}},
         "space: y.when wants k = 'v', which is none of its choices",
         "['u']",

@@ -210,3 +210,9 @@ def test_each_grid_point_is_visited_once_whatever_asks_in_parallel():
         study.ask(distributions)  # never told: all run at once
     points = [tuple(trial.params.values()) for trial in study.trials]
     assert len(set(points)) == len(points) == 24
+
+
+def test_levels_for_a_million_trials_are_found_at_once() -> None:
+    space = Space.model_validate({"x": {"low": 0, "high": 1}, "k": {"choices": ["a", "b", "c"]}})
+    levels = fit_levels(space, 1_000_000)
+    assert (len(levels["x"]), len(levels["k"])) == (333_333, 3)

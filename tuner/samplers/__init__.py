@@ -134,6 +134,7 @@ class GridSettings(_Settings):
         return self.build(context).capacity
 
     def _levels(self, context: SamplerContext) -> dict[str, list[Any]]:
+        _require_space(self.name, context)
         if self.levels is None:
             if context.trials is None:
                 raise DefinitionError("a grid needs budget.trials to fit its levels to, or sampler.levels")
@@ -142,9 +143,18 @@ class GridSettings(_Settings):
         if missing:
             raise DefinitionError(f"sampler.levels must name every parameter; {', '.join(missing)} missing")
         for name, values in self.levels.items():
-            for value in values:
+            for i, value in enumerate(values):
                 context.space.check({name: value})
+                if value in values[:i]:
+                    raise DefinitionError(
+                        f"sampler.levels.{name} must differ from each other; {value!r} is there twice"
+                    )
         return {name: list(values) for name, values in self.levels.items()}
+
+
+def _require_space(name: str, context: SamplerContext) -> None:
+    if not len(context.space):
+        raise DefinitionError(f"sampler {name!r} lays its points over the space, and the space is empty")
 
 
 class RandomSettings(_Settings):
@@ -165,7 +175,12 @@ class SobolSettings(_Settings):
     name: Literal["sobol"] = "sobol"
 
     def build(self, context: SamplerContext) -> BaseSampler:
-        """The sequence with a dimension for each parameter of the space."""
+        """The sequence with a dimension for each parameter of the space.
+
+        Raises:
+            DefinitionError: the space is empty.
+        """
+        _require_space(self.name, context)
         return SobolSampler(list(context.space), seed=context.seed)
 
 

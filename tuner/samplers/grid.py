@@ -116,6 +116,11 @@ def fit_levels(space: Space, points: int) -> dict[str, list[Any]]:
         )
     growing = set(space) - whole
     while growing:
+        if len(growing) == 1:  # the last one takes all that is left at once
+            (name,) = growing
+            room = points // (math.prod(counts.values()) // counts[name])
+            counts[name] = min(space[name].size or room, room)
+            break
         name = min(
             growing, key=lambda n: (counts[n] * space[n].priority, space[n].priority, list(space).index(n))
         )

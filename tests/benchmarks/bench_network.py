@@ -146,6 +146,7 @@ CONTESTANTS = {
     "torch": torch_eager,
     "torch with DataLoader": lambda *case: torch_eager(*case, loader=True),
     "torch fused": lambda *case: torch_eager(*case, fused=True),
+    "torch fused with DataLoader": lambda *case: torch_eager(*case, fused=True, loader=True),
     "scikit-learn": scikit_learn,
 }
 

@@ -13,9 +13,15 @@ from typing import Any
 
 import optuna
 import pytest
+from hypothesis import settings
 
 import tuner.manager
 from tuner.storage import Database, open_storage
+
+# the same examples at every run, however busy the machine; HYPOTHESIS_PROFILE=explore looks for new ones
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 

@@ -65,17 +65,16 @@ class LinearScale:
     high: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+        if not (math.isfinite(self.high - self.low) and self.low <= self.high):
             raise DefinitionError(
-                f"linear scale needs finite low <= high; got low={self.low}, high={self.high}"
+                f"linear scale needs low <= high at a finite distance; got low={self.low}, high={self.high}"
             )
 
     def to_unit(self, value: float) -> float:
         """u = (value − low) / (high − low); 0 where the interval is a single point."""
         if self.high == self.low:
             return 0.0
-        half_width = self.high / 2 - self.low / 2  # halves: high − low may overflow
-        return _clip((value / 2 - self.low / 2) / half_width, 0.0, 1.0)
+        return (_clip(value, self.low, self.high) - self.low) / (self.high - self.low)
 
     def from_unit(self, unit: float) -> float:
         """Value = low + u (high − low)."""
@@ -98,9 +97,10 @@ class LogScale:
         if self.high == self.low:
             return 0.0
         value = _clip(value, self.low, self.high)
-        return _clip(
-            (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low)), 0.0, 1.0
-        )
+        start, end = math.log(self.low), math.log(self.high)
+        if start == end:  # so near that the logarithm cannot tell them apart
+            return float(value == self.high)
+        return _clip((math.log(value) - start) / (end - start), 0.0, 1.0)
 
     def from_unit(self, unit: float) -> float:
         """Value = low^(1−u) · high^u."""
@@ -121,21 +121,23 @@ class ReverseLogScale:
                 f"reverse_log scale needs low <= high < 1; got low={self.low}, high={self.high}"
             )
 
-    @property
-    def complement(self) -> LogScale:
-        """The log scale of 1 − value, from 1 − high to 1 − low: what samplers see."""
-        return LogScale(1 - self.high, 1 - self.low)
-
     def to_unit(self, value: float) -> float:
         """u = log((1−low) / (1−value)) / log((1−low) / (1−high))."""
-        complement = self.complement
-        if complement.high == complement.low:
+        if self.high == self.low:
             return 0.0
-        return 1 - complement.to_unit(1 - value)
+        value = _clip(value, self.low, self.high)
+        start, end = (
+            math.log1p(-self.low),
+            math.log1p(-self.high),
+        )  # log1p: 1 − β would lose digits of a small β
+        if start == end:  # so near that the logarithm cannot tell them apart
+            return float(value == self.high)
+        return _clip((start - math.log1p(-value)) / (start - end), 0.0, 1.0)
 
     def from_unit(self, unit: float) -> float:
         """Value = 1 − (1−low)^(1−u) · (1−high)^u."""
-        return _clip(1 - self.complement.from_unit(1 - unit), self.low, self.high)
+        log_complement = (1 - unit) * math.log1p(-self.low) + unit * math.log1p(-self.high)
+        return _clip(-math.expm1(log_complement), self.low, self.high)
 
 
 def make_scale(name: ScaleName, low: float, high: float) -> Scale:

@@ -12,7 +12,7 @@ from objectives.epoch import Objective
 from tuner.errors import NotFoundError, TunerError
 from tuner.explain import near_miss
 
-__all__ = ["GROUP", "find_objective", "objective_names"]
+__all__ = ["GROUP", "find_objective", "missing_attributes", "objective_names"]
 
 GROUP = "tuner.objectives"
 
@@ -42,12 +42,17 @@ def find_objective(name: str) -> Objective:
             f"objective {name!r} cannot be loaded from {entries[name].value}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(found, Objective):
-        wanted = ("name", "description", "direction", "hyperparameters", "evaluate")
-        missing = ", ".join(attribute for attribute in wanted if not hasattr(found, attribute))
         raise TunerError(
-            f"{entries[name].value}, registered as objective {name!r}, is no objective: it has no {missing}"
+            f"{entries[name].value}, registered as objective {name!r}, is no objective: "
+            f"it has no {missing_attributes(found)}"
         )
     return found
+
+
+def missing_attributes(candidate: object) -> str:
+    """What an object lacks to be an objective, in words."""
+    wanted = ("name", "description", "direction", "hyperparameters", "evaluate")
+    return ", ".join(attribute for attribute in wanted if not hasattr(candidate, attribute))
 
 
 def _entries() -> dict[str, EntryPoint]:

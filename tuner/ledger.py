@@ -173,7 +173,7 @@ class Ledger:
         """
         changed = session.execute(
             sa.update(_leases)
-            .where(_leases.c.trial_id == lost.trial_id, _leases.c.fence == lost.fence)
+            .where(_is_held(lost.trial_id, lost.fence))
             .values(
                 owner=owner,
                 fence=lost.fence + 1,
@@ -206,7 +206,7 @@ class Ledger:
         """
         changed = session.execute(
             sa.update(_leases)
-            .where(_leases.c.trial_id == trial_id, _leases.c.fence == fence)
+            .where(_is_held(trial_id, fence))
             .values(
                 expires_at=_now(session) + self.lease_seconds,
                 epochs=_leases.c.epochs + epochs,
@@ -225,7 +225,7 @@ class Ledger:
         """
         changed = session.execute(
             sa.update(_leases)
-            .where(_leases.c.trial_id == trial_id, _leases.c.fence == fence)
+            .where(_is_held(trial_id, fence))
             # handed back in order, so not a failure; the fence shuts out whoever holds the lease still
             .values(expires_at=0.0, attempt=_leases.c.attempt - 1, fence=_leases.c.fence + 1)
         )
@@ -246,9 +246,7 @@ class Ledger:
         Raises:
             LeaseLostError: the fencing id is not the lease's any more.
         """
-        changed = session.execute(
-            sa.delete(_leases).where(_leases.c.trial_id == trial_id, _leases.c.fence == fence)
-        )
+        changed = session.execute(sa.delete(_leases).where(_is_held(trial_id, fence)))
         _require(changed, trial_id)
         self._spend(session, study_id, ended=1, epochs=epochs, seconds=seconds)
 
@@ -269,6 +267,11 @@ class Ledger:
         if _rows(changed) == 0:  # the first ask of the study; it holds the study's lock
             values = {"study_id": study_id, "trials": 0, "ended": 0, "epochs": 0, "seconds": 0.0}
             session.execute(sa.insert(_spent).values(values | more))
+
+
+def _is_held(trial_id: int, fence: int) -> sa.ColumnElement[bool]:
+    """The row of a lease, if its fencing id is this one still."""
+    return sa.and_(_leases.c.trial_id == trial_id, _leases.c.fence == fence)
 
 
 def _now(session: Session) -> sa.ColumnElement[float]:

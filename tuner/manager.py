@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from objectives.epoch import Objective
 from tuner.ask_tell import AskTell
-from tuner.catalogue import find_objective
+from tuner.catalogue import find_objective, missing_attributes
 from tuner.caviar import ExecutorName, run_studies
 from tuner.comparison import ComparisonResult, read_comparison
 from tuner.definition import Budget, ComparisonDefinition, StudyDefinition
@@ -274,9 +274,8 @@ def _check_runnable(definition: StudyDefinition, objective: Objective | Function
     elif isinstance(objective, Objective):
         definition.check_accepted_by(objective)
     elif hasattr(objective, "evaluate"):  # meant as an objective of epochs, but not all of one
-        wanted = ("name", "description", "direction", "hyperparameters", "evaluate")
-        missing = [name for name in wanted if not hasattr(objective, name)]
-        raise DefinitionError(f"{type(objective).__name__} is no objective: it has no {', '.join(missing)}")
+        kind = type(objective).__name__
+        raise DefinitionError(f"{kind} is no objective: it has no {missing_attributes(objective)}")
 
 
 def _executor_for(objective: Objective | Function | None) -> ExecutorName:

@@ -329,7 +329,8 @@ class Training:
             "gradient_norm": report.gradient_norm,
             "seconds": report.seconds,
         }
-        metrics |= self._diagnosis(metrics)
+        with np.errstate(all="ignore"):  # a training about to diverge overflows its moments first
+            metrics |= self._diagnosis(metrics)
         return {"number": number, "metrics": metrics, "stopped": stopped}
 
     def _diagnosis(self, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -18,10 +18,11 @@ from tuner.ask_tell import AskTell
 from tuner.catalogue import find_objective, missing_attributes
 from tuner.caviar import ExecutorName, run_studies
 from tuner.comparison import ComparisonResult, read_comparison
-from tuner.definition import Budget, ComparisonDefinition, StudyDefinition
+from tuner.definition import Budget, ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, NotFoundError
 from tuner.explain import near_miss
 from tuner.ledger import Ledger, metadata
+from tuner.panda import Session
 from tuner.samplers import build_sampler
 from tuner.storage import DEFAULT_URL, Database, cached, open_storage, safe_url
 from tuner.trial_run import Function, Outcome
@@ -205,6 +206,31 @@ class StudyManager:
         )
         return self.result(definition)
 
+    def panda(
+        self,
+        study: StudyDefinition | str,
+        params: Mapping[str, Any] | None = None,
+        objective: Objective | None = None,
+        *,
+        by: str | None = None,
+    ) -> Session:
+        """Babysit one trial of a study: a context manager that begins it, see `tuner.panda.Session`.
+
+        Args:
+            study: a definition, or the name of a study in the database or of a definition in `studies/`.
+            params: chosen by hand, any of the space; the sampler chooses the rest. None: the sampler chooses all, or
+                a trial that was given back is taken up again.
+            objective: what to train, if not the definition's registered one.
+            by: the person's name, for the record; by default the login.
+
+        Raises:
+            NotFoundError: there is no such study or definition.
+            ConflictError: there is a study of this name with another definition.
+            DefinitionError: there is no objective of epochs.
+        """
+        ask_tell = self.ask_tell(self._create_or_open(study))
+        return Session(ask_tell, _objective_of_epochs(ask_tell.definition, objective), params, by=by)
+
     def result(self, definition: ComparisonDefinition) -> ComparisonResult:
         """What a comparison has found so far.
 
@@ -247,6 +273,18 @@ class StudyManager:
             self.create(definition)
         return [definition.name for definition in definitions]
 
+    def _create_or_open(self, study: StudyDefinition | str) -> str:
+        """The name of the study that is meant, which is there then."""
+        if isinstance(study, str):
+            if study in {summary.study_name for summary in self._storage.get_all_studies()}:
+                return study
+            try:
+                study = StudyDefinition.load(find_definition(study))
+            except NotFoundError as error:
+                raise NotFoundError(f"no such study in {safe_url(self.url)}, and {error}") from None
+        self.create(study)
+        return study.name
+
     def _check_same(self, definition: StudyDefinition) -> None:
         try:
             there, wanted = self.definition(definition.name), definition
@@ -276,6 +314,20 @@ def _check_runnable(definition: StudyDefinition, objective: Objective | Function
     elif hasattr(objective, "evaluate"):  # meant as an objective of epochs, but not all of one
         kind = type(objective).__name__
         raise DefinitionError(f"{kind} is no objective: it has no {missing_attributes(objective)}")
+
+
+def _objective_of_epochs(definition: StudyDefinition, given: Objective | None) -> Objective:
+    if given is not None:
+        if not isinstance(given, Objective):
+            raise DefinitionError(
+                f"a training that is watched must be an objective of epochs; {type(given).__name__} has no "
+                f"{missing_attributes(given)}"
+            )
+        definition.check_accepted_by(given)
+        return given
+    if definition.objective is None:
+        raise DefinitionError(f"{definition.name}: names no objective, and none is given")
+    return find_objective(definition.objective)
 
 
 def _executor_for(objective: Objective | Function | None) -> ExecutorName:

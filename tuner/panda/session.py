@@ -1,4 +1,4 @@
-"""Panda: one model, watched and adjusted by a person while it trains.
+"""A session: one trial in a person's hands, and the record of what the person did.
 
 A session holds one leased trial of a study, from its first epoch to its end. Everything that the person does is on the
 trial as soon as it is done: `adjustments`, `rewinds` and `notes` are attributes that the dashboard shows. What counts
@@ -15,6 +15,7 @@ import getpass
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
@@ -33,10 +34,18 @@ from tuner.errors import DefinitionError, LeaseLostError, TunerError
 from tuner.training import Training, TrainingError
 from tuner.trial_run import heartbeat
 
-__all__ = ["Session", "replay"]
+__all__ = ["Event", "Session", "replay"]
 
 DIAGNOSED = frozenset({"train_error", "dev_error", "train_loss", "gradient_norm"})
 """The metrics that tell bias from variance, and plateaus from progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened after an epoch, in words."""
+
+    epoch: int
+    text: str
 
 
 class Session:
@@ -75,6 +84,7 @@ class Session:
         self.history: tuple[Epoch, ...] = ()
         self.rewinds: list[dict[str, Any]] = []
         self.notes: list[dict[str, Any]] = []
+        self.log: tuple[Event, ...] = ()
         self.would_prune: tuple[int, ...] = ()
         self.is_finished = False
         self.state: TrialState | None = None
@@ -211,7 +221,7 @@ class Session:
             DefinitionError: one cannot be adjusted while it trains, or its value is not legal; nothing is changed.
             TunerError: the training has come to its end, or the trial is over.
         """
-        self._require_trainable()
+        self.require_trainable()
         self._adjust(check_adjustment(self.objective, values), self.by)
 
     def rewind(self, epoch: int) -> None:
@@ -225,6 +235,7 @@ class Session:
         self._require_open()
         if epoch != 0 and epoch not in self._checkpoints:
             raise TunerError(f"cannot rewind to epoch {epoch}: {self._where_to()}")
+        self._log(f"rewound from epoch {self.epoch} to {epoch}")
         undone = self.adjustments.undo(epoch)
         lost = {str(e.number): e.value for e in self.history if e.number > epoch}
         record = {
@@ -254,6 +265,7 @@ class Session:
             TunerError: the trial is over.
         """
         self._require_open()
+        self._log(f"note: {text}")
         self.notes = [*self.notes, {"epoch": self.epoch, "text": text, **self._signature()}]
         with self._leased() as lease:
             self.ask_tell.set_attrs(lease, {"notes": self.notes})
@@ -300,6 +312,7 @@ class Session:
         self._seconds += seconds
         if epoch is None:
             self.is_finished = True
+            self._log("the training has come to its end")
             return False
         self._keep_checkpoint(epoch)
         with self._leased() as lease:
@@ -345,6 +358,7 @@ class Session:
             self._restart()
             raise DefinitionError(f"refused: {error.cause}") from None
         self._failed = error
+        self._log(f"the training failed: {error.failure}")
         hint = "rewind, and try another way" if self._checkpoints else "rewind to 0 to begin anew"
         raise TunerError(f"the training failed: {error.failure} ({hint})") from error.cause
 
@@ -368,6 +382,8 @@ class Session:
 
     def _heed(self, reply: Reply) -> None:
         if reply.answer is Answer.PRUNE:
+            if not self.would_prune:
+                self._log("the pruner would stop here")
             self.would_prune = (*self.would_prune, self.epoch)
         elif reply.answer is Answer.ADJUST:
             self._adjust(dict(reply.adjustment), "")
@@ -380,11 +396,14 @@ class Session:
             if self._trained().epoch == self.epoch:
                 self.is_finished = self._trained().advance(self._due(self.epoch)) is None
         self._drop_unsent()
+        self._log("the budget of the study is used up")
         state = TrialState.COMPLETE if self.is_finished else TrialState.PRUNED
         self._tell(state, self._held.last_value, {} if self.is_finished else {"stopped": "budget"})
 
     def _adjust(self, values: Mapping[str, Any], by: str) -> None:
-        self.adjustments.add(self.epoch, values, by)
+        for made in self.adjustments.add(self.epoch, values, by):
+            who = f" (by {by or 'somebody else'})" if by != self.by else ""
+            self._log(f"{made['name']} {_short(made['old'])} → {_short(made['new'])}{who}")
         with self._leased() as lease:
             self.adjustments.save(self.ask_tell, lease)
 
@@ -406,6 +425,9 @@ class Session:
         with self._leased() as lease:
             self.ask_tell.tell(lease, state, value, {**reached, **spent, **pruner, **more})
         self.state, self.stopped = state, str(more.get("stopped", "ended"))
+
+    def _log(self, text: str) -> None:
+        self.log = (*self.log, Event(self.epoch, text))
 
     @contextlib.contextmanager
     def _leased(self) -> Iterator[Lease]:
@@ -432,7 +454,12 @@ class Session:
             raise TunerError(f"trial {self._held.number} is over ({self.stopped})")
         assert self._held
 
-    def _require_trainable(self) -> None:
+    def require_trainable(self) -> None:
+        """Whether a further epoch can be trained.
+
+        Raises:
+            TunerError: the training has failed or come to its end, or the trial is over.
+        """
         self._require_open()
         if self.failure is not None:
             raise TunerError("the training has failed; rewind first")
@@ -482,6 +509,10 @@ def _ranges(numbers: Sequence[int]) -> str:
     """`1–5, 8` for 1, 2, 3, 4, 5, 8."""
     runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _login() -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 from test_panda import POINT, Curve, curve_study, few, made, trial_of
+from textual.events import Key
 from textual.pilot import Pilot
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from tuner import StudyManager
 from tuner.panda.app import PandaApp
@@ -42,6 +43,11 @@ class Screen:
         self.app.query_one("#command", Input).value = text
         await self.pilot.press("enter", "escape")
 
+    def paste(self, text: str) -> None:
+        """All keys at once, as a terminal sends what is pasted or typed ahead."""
+        for character in text:
+            self.app.post_message(Key({" ": "space", "\r": "enter"}.get(character, character), character))
+
     async def refused(self, text: str) -> str:
         await self.command(text)
         for _ in range(500):
@@ -52,10 +58,7 @@ class Screen:
 
     @property
     def message(self) -> str:
-        return self.text("message")
-
-    def text(self, part: str) -> str:
-        return str(self.app.query_one(f"#{part}", Static).content)
+        return self.app.message
 
 
 def use(
@@ -105,7 +108,7 @@ def test_a_training_is_watched_adjusted_rewound_and_stopped(
         await screen.pilot.press("space")
         view = await screen.until(lambda view: view.is_finished)
         assert (view.epoch, view.is_running) == (12, False)
-        await screen.pilot.press("s")
+        await screen.pilot.press("s", "enter", "escape")
         view = await screen.until(lambda view: view.is_over)
         await screen.pilot.press("q")
 
@@ -144,7 +147,7 @@ def test_refusals_are_one_line_and_change_nothing(manager: StudyManager) -> None
         await screen.command("step 2")
         await screen.until(lambda view: view.epoch == 2)
         refusals = {
-            "learning_rat 0.1": "there is no command 'learning_rat' (did you mean 'learning_rate'?)",
+            "learning_rat 0.1": "no command 'learning_rat' (did you mean 'learning_rate'?)",
             "learning_rate -1": "learning_rate must lie in [1e-08, 100]; got -1",
             "learning_rate": "learning_rate is 0.01; say its new value",
             "learning_rate *fast": "multiplied or divided by a number",
@@ -152,7 +155,7 @@ def test_refusals_are_one_line_and_change_nothing(manager: StudyManager) -> None
             "rewind 7": "cannot rewind to epoch 7: there are checkpoints of 1–2",
             "rewind": "rewind takes a whole number of epochs; got nothing",
             "step x": "step takes a whole number of epochs; got x",
-            "note": "there is no command 'note'",
+            "note": "no command 'note'",
         }
         for command, why in refusals.items():
             message = await screen.refused(command)
@@ -185,6 +188,20 @@ def test_keys_pause_help_and_type(manager: StudyManager) -> None:
         view = await screen.until(lambda view: not view.is_running)
         await pilot.pause(0.5)
         assert view.epoch == screen.app.view.epoch < 12  # type: ignore[union-attr]
+
+    use(manager, play)
+
+
+def test_what_is_typed_ahead_goes_to_the_command_line_and_presses_no_key(manager: StudyManager) -> None:
+    async def play(screen: Screen) -> None:
+        screen.paste("momentum 0.7\r")
+        await screen.until(lambda view: view.current["momentum"] == 0.7)
+        await screen.pilot.press("escape")
+        screen.paste("bogus snqr")  # each of these letters is a key elsewhere
+        await screen.pilot.pause(0.3)
+        assert screen.app.query_one("#command", Input).value == "bogus snqr"
+        view = await screen.until(lambda view: True)
+        assert (view.epoch, view.is_over) == (0, False)
 
     use(manager, play)
 

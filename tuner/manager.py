@@ -11,21 +11,22 @@ from typing import Any, Self
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from objectives.epoch import Objective
+from objectives.epoch import Epoch, Objective
+from tuner.adjustment import check_adjustment, login
 from tuner.ask_tell import AskTell
 from tuner.catalogue import find_objective, missing_attributes
 from tuner.caviar import ExecutorName, run_studies
 from tuner.comparison import ComparisonResult, read_comparison
 from tuner.definition import Budget, ComparisonDefinition, StudyDefinition, find_definition
-from tuner.errors import ConflictError, DefinitionError, NotFoundError
+from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
 from tuner.explain import near_miss
 from tuner.ledger import Ledger, metadata
 from tuner.panda import Session
 from tuner.samplers import build_sampler
 from tuner.storage import DEFAULT_URL, Database, cached, open_storage, safe_url
-from tuner.trial_run import Function, Outcome
+from tuner.trial_run import Function, Hooks, Outcome, run_trial
 
 __all__ = ["StudyManager", "StudySummary"]
 
@@ -148,6 +149,26 @@ class StudyManager:
             raise NotFoundError(f"study {name!r} was not made from a definition")
         return StudyDefinition.model_validate(document)
 
+    def find(self, study: StudyDefinition | str) -> StudyDefinition:
+        """The definition of the study that is meant; a study that is not there yet is created.
+
+        Args:
+            study: a definition, or what names one: a study in the database, a file, or a name in `studies/`.
+
+        Raises:
+            NotFoundError: there is no such study or definition.
+            ConflictError: there is a study of this name with another definition.
+        """
+        if isinstance(study, str):
+            if study in {summary.study_name for summary in self._storage.get_all_studies()}:
+                return self.definition(study)
+            try:
+                study = StudyDefinition.load(find_definition(study))
+            except NotFoundError as error:
+                raise NotFoundError(f"no such study in {safe_url(self.url)}, and {error}") from None
+        self.create(study)
+        return study
+
     def run(
         self,
         definition: StudyDefinition,
@@ -228,8 +249,66 @@ class StudyManager:
             ConflictError: there is a study of this name with another definition.
             DefinitionError: there is no objective of epochs.
         """
-        ask_tell = self.ask_tell(self._create_or_open(study))
+        ask_tell = self.ask_tell(self.find(study).name)
         return Session(ask_tell, _objective_of_epochs(ask_tell.definition, objective), params, by=by)
+
+    def try_point(
+        self,
+        study: StudyDefinition | str,
+        params: Mapping[str, Any],
+        objective: Objective | None = None,
+        *,
+        on_begin: Callable[[Mapping[str, Any]], None] = lambda params: None,
+        on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    ) -> FrozenTrial:
+        """Evaluate a point chosen by hand: a trial of the study, in its budget, that its sampler learns from.
+
+        Args:
+            study: a definition, or the name of a study in the database or of a definition in `studies/`.
+            params: any of the study's space; the sampler chooses the rest.
+            objective: what to train, if not the definition's registered one.
+            on_begin: called with the whole point, before it is trained.
+            on_epoch: called after each epoch.
+
+        Raises:
+            NotFoundError: there is no such study or definition.
+            ConflictError: there is a study of this name with another definition.
+            DefinitionError: the point is not in the space, or there is no objective of epochs.
+            TunerError: the budget is used up, or the trial was given back or lost.
+        """
+        definition = self.find(study)
+        ask_tell = self.ask_tell(definition.name)
+        training = _objective_of_epochs(definition, objective)
+        hooks = Hooks(on_begin=on_begin, on_epoch=on_epoch, attrs={"origin": "manual"})
+        outcome = run_trial(ask_tell, training, params=params, hooks=hooks)
+        if outcome is None:
+            raise TunerError(f"the budget of {definition.name} is used up: no trial can be begun")
+        if outcome.state is None:
+            raise TunerError(f"trial {outcome.number} of {definition.name} was lost to another worker")
+        trial: FrozenTrial = self.load(definition.name).trials[outcome.number]
+        return trial
+
+    def adjust(self, name: str, number: int, values: Mapping[str, Any], *, by: str | None = None) -> None:
+        """Change hyperparameters of a trial that another process runs: they arrive with its next report.
+
+        Raises:
+            NotFoundError: there is no such study.
+            DefinitionError: one cannot be adjusted while it trains, or its value is not legal.
+            ConflictError: the trial does not run.
+        """
+        ask_tell = self.ask_tell(name)
+        objective = _objective_of_epochs(ask_tell.definition, None)
+        checked = check_adjustment(objective, values)
+        ask_tell.adjust(number, checked, by=login() if by is None else by)
+
+    def stop(self, name: str, number: int, *, by: str | None = None) -> None:
+        """End a trial that another process runs, after its next report.
+
+        Raises:
+            NotFoundError: there is no such study.
+            ConflictError: the trial does not run.
+        """
+        self.ask_tell(name).stop(number, by=login() if by is None else by)
 
     def result(self, definition: ComparisonDefinition) -> ComparisonResult:
         """What a comparison has found so far.
@@ -272,18 +351,6 @@ class StudyManager:
         for definition in definitions:
             self.create(definition)
         return [definition.name for definition in definitions]
-
-    def _create_or_open(self, study: StudyDefinition | str) -> str:
-        """The name of the study that is meant, which is there then."""
-        if isinstance(study, str):
-            if study in {summary.study_name for summary in self._storage.get_all_studies()}:
-                return study
-            try:
-                study = StudyDefinition.load(find_definition(study))
-            except NotFoundError as error:
-                raise NotFoundError(f"no such study in {safe_url(self.url)}, and {error}") from None
-        self.create(study)
-        return study.name
 
     def _check_same(self, definition: StudyDefinition) -> None:
         try:

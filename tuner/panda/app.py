@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from string import ascii_letters
 from typing import Any, ClassVar
 
 from rich.console import Group
@@ -37,7 +38,7 @@ KEYS = (
     ("space", "run, or pause"),
     ("n", "train one epoch"),
     ("r", "rewind: asks for the epoch"),
-    ("s", "stop here: complete, with the last epoch's value"),
+    ("s", "stop, after Enter: complete, with the last epoch's value"),
     ("q", "quit; asks what to do with the trial"),
     ("Enter", "the command line, as any other letter; Esc leaves it"),
 )
@@ -55,15 +56,14 @@ class PandaApp(App[None]):
     #side { width: 31; padding: 0 1 0 2; }
     #values { height: auto; max-height: 50%; }
     #numbers { height: auto; margin-top: 1; }
-    #diagnosis { height: 3; padding: 0 1; background: $panel; }
+    #diagnosis { height: 4; padding: 0 1; background: $panel; }
     #log { height: 3; padding: 0 1; color: $text-muted; }
-    #message { height: 1; padding: 0 1; color: $text-error; text-style: bold; }
     #line { height: 1; background: $boost; }
     #prompt { width: 3; padding: 0 1; color: $accent; text-style: bold; }
     #command { width: 1fr; background: $boost; }
     .-wide #side { width: 46; }
     .-tall #log { height: 8; }
-    .-tall #diagnosis { height: auto; max-height: 5; padding: 1 2; }
+    .-tall #diagnosis { height: auto; max-height: 6; padding: 1 2; }
     .-tall #side { padding: 1 2 0 3; }
     """
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - as Textual declares it
@@ -71,14 +71,16 @@ class PandaApp(App[None]):
     ENABLE_COMMAND_PALETTE = False
     TITLE = "tuner panda"
     AUTO_FOCUS = None
+    # with priority, so that quick typing meets the command line it has just opened, and no further key
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "run_or_pause", "run/pause"),
-        Binding("n", "command('step')", "one epoch"),
-        Binding("r", "begin('rewind ')", "rewind"),
-        Binding("enter", "begin('')", "command"),
-        Binding("s", "command('stop')", "stop"),
-        Binding("q", "leave", "quit"),
-        Binding("question_mark", "help", "help", key_display="?"),
+        Binding("space", "run_or_pause", "run/pause", priority=True),
+        Binding("n", "command('step')", "one epoch", priority=True),
+        Binding("r", "begin('rewind ')", "rewind", priority=True),
+        Binding("enter", "begin('')", "command", priority=True),
+        Binding("s", "begin('stop')", "stop", priority=True),
+        Binding("q", "leave", "quit", priority=True),
+        Binding("question_mark", "help", "help", key_display="?", priority=True),
+        *(Binding(x, f"begin('{x}')", show=False, priority=True) for x in ascii_letters if x not in "nrsq"),
         Binding("escape", "blur", "back to the keys"),
         Binding("ctrl+c,ctrl+q", "release", show=False, priority=True),
     ]
@@ -87,6 +89,7 @@ class PandaApp(App[None]):
         super().__init__()
         self.driver = Driver(session, self._from_driver_show, self._from_driver_say, pace)
         self.view: View | None = None
+        self.message = ""
 
     def compose(self) -> ComposeResult:
         """The screen, top to bottom."""
@@ -100,7 +103,6 @@ class PandaApp(App[None]):
                 yield Static(id="numbers")
         yield Static(id="diagnosis")
         yield Static(id="log")
-        yield Static(id="message")
         names = [*self.driver.session.current, *COMMANDS]
         with Horizontal(id="line"):
             yield Static("›", id="prompt")
@@ -125,16 +127,12 @@ class PandaApp(App[None]):
 
     # ---- keys and commands
 
-    def on_key(self, event: Key) -> None:
-        """A letter that is no key begins a command."""
-        letter = event.character if event.character and event.character.isalpha() else ""
-        if letter and letter not in "nrsq" and self.focused is None and len(self.screen_stack) == 1:
-            event.prevent_default()
-            self.action_begin(letter)
-
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Esc is for the command line only."""
-        return action != "blur" or self.focused is not None
+        """Keys are keys where nothing is being typed or asked; Esc is for the command line only."""
+        if action not in ("run_or_pause", "command", "begin", "leave", "help", "blur"):
+            return True
+        typing = self.focused is not None
+        return len(self.screen_stack) == 1 and typing == (action == "blur")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Carry out the command line."""
@@ -143,7 +141,7 @@ class PandaApp(App[None]):
         if not text:
             self.set_focus(None)
         elif text in ("quit", "help"):
-            self.call_later(self.run_action, "leave" if text == "quit" else "help")
+            self.action_leave() if text == "quit" else self.action_help()
         else:
             self.action_command(text)
 
@@ -161,7 +159,7 @@ class PandaApp(App[None]):
         """Open the command line with a beginning."""
         command = self.query_one("#command", Input)
         command.value = text
-        command.focus()
+        self.set_focus(command)
         command.cursor_position = len(text)
 
     def action_blur(self) -> None:
@@ -199,7 +197,12 @@ class PandaApp(App[None]):
             self.call_later(self._say, text)
 
     def _say(self, text: str) -> None:
-        self.query_one("#message", Static).update(Text(text))
+        self.message = text
+        self._show_log()
+
+    def _show_log(self) -> None:
+        log = self.query_one("#log", Static)
+        log.update(_log(self.view, self.message, max(log.size.height, 3)))
 
     def show(self, view: View) -> None:
         """Draw what there is to see."""
@@ -209,8 +212,7 @@ class PandaApp(App[None]):
         self.query_one("#numbers", Static).update(_numbers(view))
         self.query_one("#legend", Static).update(_legend(view))
         self.query_one("#diagnosis", Static).update(_diagnosis(view))
-        log = self.query_one("#log", Static)
-        log.update(_log(view, max(log.size.height, 3)))
+        self._show_log()
         self._draw(self.query_one("#curves", PlotextPlot), view)
 
     def _draw(self, plot: PlotextPlot, view: View) -> None:
@@ -359,11 +361,15 @@ def _diagnosis(view: View) -> Text:
     return text
 
 
-def _log(view: View, lines: int) -> Text:
-    text = Text("\n").join(
-        Text(f"{event.epoch:>4}  {event.text}", no_wrap=True) for event in view.log[-lines:]
-    )
-    return text if view.log else Text("space runs, n trains one epoch, ? shows all that can be done")
+def _log(view: View | None, message: str, height: int) -> Text:
+    """The last that happened, and what was refused just now."""
+    events = [Text(f"{event.epoch:>4}  {event.text}") for event in (view.log if view else ())]
+    if not events and not message:
+        return Text("space runs, n trains one epoch, ? shows all that can be done")
+    lines = [*events, *([Text(message, "bold red")] if message else [])][-height:]
+    text = Text("\n").join(lines)
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
 
 
 def _curves(view: View) -> list[tuple[str, list[int], list[float], RGB]]:

@@ -155,7 +155,7 @@ class Driver:
         known = self.session.current
         if name not in known:
             names = [*known, *COMMANDS]
-            raise DefinitionError(f"there is no command {name!r}{near_miss(name, names)}; press ? for all")
+            raise DefinitionError(f"no command {name!r}{near_miss(name, names)}; ? shows all")
         if not given:
             raise DefinitionError(f"{name} is {known[name]}; say its new value, as in: {name} *0.3")
         value = given[0].replace(" ", "")

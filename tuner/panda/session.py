@@ -11,7 +11,6 @@ whoever takes the trial up after its session was left or lost.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,11 +26,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from objectives.epoch import Epoch, Objective, Seed
 from objectives.network.diagnosis import course, diagnose
-from tuner.adjustment import Adjustments, check_adjustment
+from tuner.adjustment import Adjustments, check_adjustment, login
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, LeaseLostError, TunerError
-from tuner.training import Training, TrainingError
+from tuner.training import Training, TrainingError, planned_epochs
 from tuner.trial_run import heartbeat
 
 __all__ = ["Event", "Session", "replay"]
@@ -80,7 +79,7 @@ class Session:
     ) -> None:
         self.ask_tell, self.objective = ask_tell, objective
         self.chosen = None if params is None else dict(params)
-        self.by = _login() if by is None else by
+        self.by = login() if by is None else by
         self.history: tuple[Epoch, ...] = ()
         self.rewinds: list[dict[str, Any]] = []
         self.notes: list[dict[str, Any]] = []
@@ -146,9 +145,7 @@ class Session:
     @property
     def planned(self) -> int | None:
         """How many epochs the training has, where its hyperparameters say so."""
-        defaults = {h.name: h.default for h in self.objective.hyperparameters}
-        planned = self.params.get("epochs", defaults.get("epochs"))
-        return planned if isinstance(planned, int) else None
+        return planned_epochs(self.objective, self.params)
 
     @property
     def current(self) -> dict[str, Any]:
@@ -513,9 +510,3 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _login() -> str:
-    with contextlib.suppress(Exception):  # no such user in a container
-        return getpass.getuser()
-    return ""

@@ -6,6 +6,8 @@ attribute `adjustments`, so that whoever trains it again, sending each after its
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,7 +18,7 @@ from tuner.ask_tell import AskTell, Lease
 from tuner.errors import DefinitionError
 from tuner.explain import near_miss
 
-__all__ = ["ADJUSTMENTS", "Adjustments", "adjustable", "check_adjustment"]
+__all__ = ["ADJUSTMENTS", "Adjustments", "adjustable", "check_adjustment", "login"]
 
 ADJUSTMENTS = "adjustments"
 """The trial's attribute: a list of `{"epoch": e, "name": n, "old": a, "new": b, "by": who, "at": time}`."""
@@ -50,6 +52,13 @@ def check_adjustment(objective: Objective, values: Mapping[str, Any]) -> dict[st
             raise DefinitionError(str(error)) from None
         checked[name] = value
     return checked
+
+
+def login() -> str:
+    """The person at this machine, for the record; empty where it has no name, as in some containers."""
+    with contextlib.suppress(OSError, KeyError):
+        return getpass.getuser()
+    return ""
 
 
 @dataclass

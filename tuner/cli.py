@@ -73,9 +73,7 @@ AnyStudyArgument = Annotated[
 NumberArgument = Annotated[int, typer.Argument(min=0, help="The trial's number.", metavar="NUMBER")]
 PointArgument = Annotated[
     list[str] | None,
-    typer.Argument(
-        help="name=value, any of the space; the sampler chooses the rest.", metavar="NAME=VALUE"
-    ),
+    typer.Argument(help="name=value, any of the space; the sampler chooses the rest.", metavar="NAME=VALUE"),
 ]
 ValuesArgument = Annotated[
     list[str], typer.Argument(help="name=value, of what can be adjusted.", metavar="NAME=VALUE")
@@ -189,7 +187,9 @@ def panda(
     try:
         from tuner.panda.app import PandaApp  # noqa: PLC0415 - an extra that no other command needs
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"tuner panda needs {error.name}: pip install 'tuner[panda]'") from None
+        raise MissingDependencyError(
+            f"tuner panda needs {(error.name or '').partition('.')[0]}: pip install 'tuner[panda]'"
+        ) from None
     manager, definition = _find(study, storage)
     given = parse_assignments(point, definition.space) if point else None
     with threadpool_limits(1), manager.panda(definition.name, given) as session:

@@ -11,9 +11,16 @@ from typing import Any, Self
 
 from objectives.epoch import Diverged, Epoch, Epochs, Objective, Seed
 
-__all__ = ["Training", "TrainingError"]
+__all__ = ["Training", "TrainingError", "planned_epochs"]
 
 _log = logging.getLogger(__name__)
+
+
+def planned_epochs(objective: Objective, params: Mapping[str, Any]) -> int | None:
+    """How many epochs a training has, where its hyperparameters say so."""
+    defaults = {h.name: h.default for h in objective.hyperparameters}
+    planned = params.get("epochs", defaults.get("epochs"))
+    return planned if isinstance(planned, int) else None
 
 
 class TrainingError(Exception):

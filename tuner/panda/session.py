@@ -52,7 +52,8 @@ class Session:
 
     Leaving the block ends the trial: in order, as `stop` does; by Ctrl-C or an exception of your own, it is given back,
     and whoever asks next runs it again from its start with the adjustments made so far. A training that failed and was
-    not rewound fails its trial. A heartbeat keeps the lease while the person thinks.
+    not rewound fails its trial. A heartbeat keeps the lease while the person thinks. To the study's sampler it is a trial at
+    the parameters that it began with, whatever was adjusted later.
 
     Args:
         ask_tell: the study.

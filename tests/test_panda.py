@@ -14,6 +14,7 @@ from objectives.epoch import Epoch, Epochs, Hyperparameter, Seed
 from tuner import StudyDefinition, StudyManager, TunerError
 from tuner.errors import DefinitionError, LeaseLostError, NotFoundError
 from tuner.panda import replay
+from tuner.panda import session as session_module
 from tuner.trial_run import run_trial
 
 FEW = {
@@ -145,6 +146,27 @@ def test_before_the_first_epoch_an_adjustment_changes_what_it_begins_with(manage
     assert replay(trial, digits_few, few()) == list(trial.intermediate_values.values())
     other = digits_few.evaluate({**FEW["fixed"], **POINT, "learning_rate": 0.1}, seed=Seed(0, 0))  # type: ignore[dict-item]
     assert next(other).value == trial.intermediate_values[1]
+
+
+def test_checkpoints_thin_out_and_every_epoch_can_be_rewound_to_all_the_same(
+    manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "MOST_CHECKPOINTS", 6)
+    monkeypatch.setattr(session_module, "RECENT", 2)
+    with manager.panda(few(), POINT) as session:
+        session.step(2)
+        session.adjust(learning_rate=0.03)
+        session.run()
+        values = [epoch.value for epoch in session.history]
+        assert len(session.checkpoints) <= 6
+        gone = [epoch for epoch in range(3, 12) if epoch not in session.checkpoints]
+        assert gone
+        for epoch in gone[::-1]:
+            session.rewind(epoch)
+            session.step()
+            assert [epoch.value for epoch in session.history] == values[: epoch + 1]
+        session.run()
+    assert replay(trial_of(manager), digits_few, few()) == values
 
 
 def test_rewinding_to_the_start_begins_anew(manager: StudyManager) -> None:
@@ -379,7 +401,7 @@ def test_an_objective_without_metrics_and_checkpoints(manager: StudyManager) -> 
         assert session.diagnosis == "improving: best in epoch 5"
         assert session.best == session.history[-1]
         assert session.planned is None
-        with pytest.raises(TunerError, match="cannot rewind to epoch 3: curve takes no checkpoints"):
+        with pytest.raises(TunerError, match="cannot rewind to epoch 3: curve has given no checkpoint"):
             session.rewind(3)
         session.adjust(rate=2.0)
         session.run()

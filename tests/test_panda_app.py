@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from textual.events import Key
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from objectives.epoch import Epochs, Seed
 from tuner import StudyManager
 from tuner.panda.app import PandaApp
 from tuner.panda.driver import View
@@ -152,7 +154,7 @@ def test_refusals_are_one_line_and_change_nothing(manager: StudyManager) -> None
             "learning_rate": "learning_rate is 0.01; say its new value",
             "learning_rate *fast": "multiplied or divided by a number",
             "learning_rate fast": "learning_rate must be a number; got 'fast'",
-            "rewind 7": "cannot rewind to epoch 7: there are checkpoints of 1–2",
+            "rewind 7": "cannot rewind to epoch 7: trained are 1–2",
             "rewind": "rewind takes a whole number of epochs; got nothing",
             "step x": "step takes a whole number of epochs; got x",
             "note": "no command 'note'",
@@ -217,6 +219,26 @@ def test_quitting_asks_what_becomes_of_the_trial(manager: StudyManager, key: str
     assert trial_of(manager).state.name == state
     if state == "RUNNING":
         assert manager.ask_tell("few").ask().number == 0  # type: ignore[union-attr]
+
+
+def test_the_screen_lives_while_an_epoch_trains_and_quitting_waits_for_it(manager: StudyManager) -> None:
+    gate = threading.Event()
+
+    class Slow(Curve):
+        def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+            for epoch in super().evaluate(params, seed=seed):
+                gate.wait(60)
+                yield epoch
+
+    async def play(screen: Screen) -> None:
+        await screen.pilot.press("space", "question_mark")
+        assert type(screen.app.screen).__name__ == "Help"
+        await screen.pilot.press("x", "q", "a")
+        gate.set()
+
+    use(manager, play, study=curve_study(), point={}, objective=Slow())
+    trial = trial_of(manager, study="c")
+    assert (trial.state, len(trial.intermediate_values)) == (TrialState.PRUNED, 1)
 
 
 def test_a_failed_training_is_told_and_can_be_rewound(manager: StudyManager) -> None:

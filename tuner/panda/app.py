@@ -90,6 +90,7 @@ class PandaApp(App[None]):
         self.driver = Driver(session, self._from_driver_show, self._from_driver_say, pace)
         self.view: View | None = None
         self.message = ""
+        self._latest: View | None = None
 
     def compose(self) -> ComposeResult:
         """The screen, top to bottom."""
@@ -189,8 +190,14 @@ class PandaApp(App[None]):
     # ---- what comes from the driver's thread
 
     def _from_driver_show(self, view: View) -> None:
-        if self.is_running:
-            self.call_later(self.show, view)
+        drawn, self._latest = self._latest is None, view
+        if drawn and self.is_running:  # else that is about to be drawn: epochs may be quicker than screens
+            self.call_later(self._show_latest)
+
+    def _show_latest(self) -> None:
+        view, self._latest = self._latest, None
+        if view is not None:
+            self.show(view)
 
     def _from_driver_say(self, text: str) -> None:
         if self.is_running:

@@ -83,11 +83,17 @@ class Driver:
         self._thread.start()
 
     def close(self, timeout: float | None = None) -> bool:
-        """Take no more commands; wait for the epoch that trains. Whether it ended within `timeout` seconds."""
-        self._closing = True
-        self._jobs.put(lambda: None)
+        """Carry out what was commanded, and no more; train no further than the epoch that trains.
+
+        Returns whether that was done within `timeout` seconds.
+        """
+        self._until = 0.0
+        self._jobs.put(self._finish)
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def _finish(self) -> None:
+        self._closing = True
 
     @property
     def is_running(self) -> bool:

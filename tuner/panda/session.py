@@ -38,6 +38,11 @@ __all__ = ["Event", "Session", "replay"]
 DIAGNOSED = frozenset({"train_error", "dev_error", "train_loss", "gradient_norm"})
 """The metrics that tell bias from variance, and plateaus from progress."""
 
+MOST_CHECKPOINTS = 60
+"""So many are kept. Then every second of those before the last `RECENT` goes: what is between is trained again."""
+
+RECENT = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -52,8 +57,8 @@ class Session:
 
     Leaving the block ends the trial: in order, as `stop` does; by Ctrl-C or an exception of your own, it is given back,
     and whoever asks next runs it again from its start with the adjustments made so far. A training that failed and was
-    not rewound fails its trial. A heartbeat keeps the lease while the person thinks. To the study's sampler it is a trial at
-    the parameters that it began with, whatever was adjusted later.
+    not rewound fails its trial. A heartbeat keeps the lease while the person thinks. To the study's sampler it is a
+    trial at the parameters that it began with, whatever was adjusted later.
 
     Args:
         ask_tell: the study.
@@ -113,10 +118,13 @@ class Session:
         self.params = {**self.ask_tell.definition.fixed, **lease.params}
         self.adjustments = Adjustments.begin(self.objective, self.params, trial.user_attrs)
         self.rewinds, self.notes = (list(trial.user_attrs.get(name, [])) for name in ("rewinds", "notes"))
-        self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="panda-")))
-        self._stack.enter_context(heartbeat(self.ask_tell, lease))
-        self._stack.callback(self._close_training)
-        self.ask_tell.set_attrs(lease, {"origin": "panda"})
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.release)  # should anything fail before the block begins
+            self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="panda-")))
+            self._stack.enter_context(heartbeat(self.ask_tell, lease))
+            self._stack.callback(self._close_training)
+            self.ask_tell.set_attrs(lease, {"origin": "panda"})
+            stack.pop_all()
         return self
 
     def __exit__(
@@ -155,7 +163,7 @@ class Session:
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
-        """The epochs to which `rewind` can go, besides the start."""
+        """The epochs from which `rewind` goes on at once; to others it trains again what is between."""
         return tuple(sorted(self._checkpoints))
 
     @property
@@ -228,11 +236,14 @@ class Session:
         Reports and adjustments after it are taken back; `rewinds` on the trial keeps them.
 
         Raises:
-            TunerError: there is no checkpoint of this epoch, or the trial is over.
+            TunerError: this epoch is not trained, there are no checkpoints, or the trial is over.
         """
         self._require_open()
-        if epoch != 0 and epoch not in self._checkpoints:
-            raise TunerError(f"cannot rewind to epoch {epoch}: {self._where_to()}")
+        trained = [e.number for e in self.history]
+        if epoch != 0 and not self._checkpoints:
+            raise TunerError(f"cannot rewind to epoch {epoch}: {self.objective.name} has given no checkpoint")
+        if epoch not in (0, *trained):
+            raise TunerError(f"cannot rewind to epoch {epoch}: trained are {_ranges(trained)}")
         self._log(f"rewound from epoch {self.epoch} to {epoch}")
         undone = self.adjustments.undo(epoch)
         lost = {str(e.number): e.value for e in self.history if e.number > epoch}
@@ -351,7 +362,7 @@ class Session:
             TunerError: the training failed.
         """
         refused = isinstance(error.cause, ValueError) and self.adjustments.due(self.epoch)
-        if refused and (self.epoch == 0 or self.epoch in self._checkpoints):
+        if refused and (self.epoch == 0 or self._checkpoints):
             self._drop_unsent()
             self._restart()
             raise DefinitionError(f"refused: {error.cause}") from None
@@ -375,6 +386,9 @@ class Session:
             path = self._folder / f"epoch-{epoch.number}"
             path.write_bytes(epoch.checkpoint())
             self._checkpoints[epoch.number] = path
+        if len(self._checkpoints) > MOST_CHECKPOINTS:
+            for older in self.checkpoints[:-RECENT:2]:
+                self._checkpoints.pop(older).unlink()
 
     # ---- what comes back, and what is written
 
@@ -470,11 +484,6 @@ class Session:
             raise TunerError("the training has failed; rewind first, or abandon it")
         if not self.history:
             raise TunerError("there is no value yet: train at least one epoch, or abandon the trial")
-
-    def _where_to(self) -> str:
-        if not self._checkpoints:
-            return f"{self.objective.name} takes no checkpoints" if self.history else "nothing is trained yet"
-        return f"there are checkpoints of {_ranges(self.checkpoints)}, and 0 is the start"
 
 
 def replay(trial: FrozenTrial, objective: Objective, definition: StudyDefinition) -> list[float]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
 from objectives.digits import digits_few
@@ -167,6 +170,38 @@ def test_checkpoints_thin_out_and_every_epoch_can_be_rewound_to_all_the_same(
             assert [epoch.value for epoch in session.history] == values[: epoch + 1]
         session.run()
     assert replay(trial_of(manager), digits_few, few()) == values
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("step"), st.integers(1, 4)),
+        st.tuples(st.just("rewind"), st.integers(0, 12)),
+        st.tuples(st.just("learning_rate"), st.sampled_from([0.001, 0.01, 0.05])),
+        st.tuples(st.just("momentum"), st.sampled_from([0.5, 0.9])),
+        st.tuples(st.just("dropout"), st.sampled_from([0.0, 0.4])),
+        st.tuples(st.just("batch_size"), st.sampled_from([13, 32, 200])),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=25)
+@given(actions=ACTIONS)
+def test_whatever_the_person_does_replaying_it_gives_the_same_numbers(actions: list[tuple[str, Any]]) -> None:
+    with TemporaryDirectory() as folder, StudyManager(f"sqlite:///{folder}/tuner.db") as manager:
+        with manager.panda(few(), POINT) as session:
+            for action, value in [*actions, ("step", 1)]:
+                if action == "step":
+                    session.step(value)
+                elif action == "rewind":
+                    session.rewind(min(value, session.epoch))
+                elif not session.is_finished:
+                    session.adjust(**{action: value})
+        trial = trial_of(manager)
+        reported = list(trial.intermediate_values.items())
+        assert reported == [(epoch.number, epoch.value) for epoch in session.history]
+        assert replay(trial, digits_few, few()) == [value for _, value in reported]
+        assert trial.value == reported[-1][1]
 
 
 def test_rewinding_to_the_start_begins_anew(manager: StudyManager) -> None:

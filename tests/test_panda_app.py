@@ -208,7 +208,7 @@ def test_what_is_typed_ahead_goes_to_the_command_line_and_presses_no_key(manager
     use(manager, play)
 
 
-@pytest.mark.parametrize(("key", "state"), [("s", "COMPLETE"), ("a", "PRUNED"), ("b", "RUNNING")])
+@pytest.mark.parametrize(("key", "state"), [("s", "COMPLETE"), ("a", "PRUNED"), ("b", "WAITING")])
 def test_quitting_asks_what_becomes_of_the_trial(manager: StudyManager, key: str, state: str) -> None:
     async def play(screen: Screen) -> None:
         await screen.pilot.press("n")
@@ -217,7 +217,7 @@ def test_quitting_asks_what_becomes_of_the_trial(manager: StudyManager, key: str
 
     use(manager, play)
     assert trial_of(manager).state.name == state
-    if state == "RUNNING":
+    if state == "WAITING":
         assert manager.ask_tell("few").ask().number == 0  # type: ignore[union-attr]
 
 

@@ -34,7 +34,8 @@ from tuner.errors import ConflictError, DefinitionError, MissingDependencyError,
 from tuner.manager import StudyManager, StudySummary
 from tuner.panda import Session
 from tuner.report import finite, terminal_table, write_report
-from tuner.storage import DEFAULT_URL, cached, exists, open_storage, safe_url
+from tuner.schema import exists, open_storage
+from tuner.storage import DEFAULT_URL, cached, safe_url
 from tuner.training import planned_epochs
 from tuner.trial_run import Outcome
 
@@ -402,7 +403,7 @@ def _standing(trial: FrozenTrial, others: Sequence[FrozenTrial], direction: str)
 
 def _ending(session: Session, trial: FrozenTrial) -> str:
     name = f"{session.ask_tell.definition.name} trial {session.number}"
-    if trial.state is TrialState.RUNNING:
+    if not trial.state.is_finished():
         return f"{name} was given back: whoever asks next runs it again, with the adjustments made so far"
     value = "" if trial.value is None else f" with value {_short(trial.value)}"
     return f"{name} ended as {trial.state.name.lower()}{value} after {session.epoch} epochs"

@@ -22,11 +22,12 @@ from tuner.comparison import ComparisonResult, read_comparison
 from tuner.definition import Budget, ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
 from tuner.explain import near_miss
-from tuner.ledger import Ledger, metadata
+from tuner.ledger import Ledger
 from tuner.panda import Session
 from tuner.samplers import build_sampler
-from tuner.storage import DEFAULT_URL, Database, cached, open_storage, safe_url
-from tuner.trial_run import Function, Hooks, Outcome, run_trial
+from tuner.schema import open_storage
+from tuner.storage import DEFAULT_URL, Database, cached, safe_url
+from tuner.trial_run import Function, Outcome, run_trial
 
 __all__ = ["StudyManager", "StudySummary"]
 
@@ -72,7 +73,7 @@ class StudyManager:
 
     def __init__(self, storage: str = DEFAULT_URL) -> None:
         self.url = storage
-        self._database: Database = open_storage(storage, metadata)
+        self._database: Database = open_storage(storage)
         self._ledger = Ledger(self._database)
 
     def close(self) -> None:
@@ -104,7 +105,9 @@ class StudyManager:
         }
         direction = optuna.study.StudyDirection[definition.direction.upper()]
         try:
-            self._database.create_defined_study(definition.name, direction, attrs)
+            with self._ledger.transaction() as session:
+                study_id = self._database.create_study(session, definition.name, direction, attrs)
+                self._ledger.open_study(session, study_id)
         except optuna.exceptions.DuplicatedStudyError:
             self._check_same(definition)
         return self.open(definition.name)
@@ -279,8 +282,13 @@ class StudyManager:
         definition = self.find(study)
         ask_tell = self.ask_tell(definition.name)
         training = _objective_of_epochs(definition, objective)
-        hooks = Hooks(on_begin=on_begin, on_epoch=on_epoch, attrs={"origin": "manual"})
-        outcome = run_trial(ask_tell, training, params=params, hooks=hooks)
+        outcome = run_trial(
+            ask_tell,
+            training,
+            params=params,
+            on_begin=lambda lease: on_begin(lease.params),
+            on_epoch=on_epoch,
+        )
         if outcome is None:
             raise TunerError(f"the budget of {definition.name} is used up: no trial can be begun")
         if outcome.state is None:
@@ -308,7 +316,7 @@ class StudyManager:
             NotFoundError: there is no such study.
             ConflictError: the trial does not run.
         """
-        self.ask_tell(name).stop(number, by=login() if by is None else by)
+        self.ask_tell(name).stop(number, by=by or login() or "hand")
 
     def result(self, definition: ComparisonDefinition) -> ComparisonResult:
         """What a comparison has found so far.

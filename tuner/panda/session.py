@@ -11,9 +11,8 @@ whoever takes the trial up after its session was left or lost.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -26,12 +25,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from objectives.epoch import Epoch, Objective, Seed
 from objectives.network.diagnosis import course, diagnose
-from tuner.adjustment import Adjustments, check_adjustment, login
+from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError, Adjustments, login
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, LeaseLostError, TunerError
-from tuner.training import Training, TrainingError, planned_epochs
-from tuner.trial_run import heartbeat
+from tuner.training import TrainingError, planned_epochs
+from tuner.trial_run import closing_attrs, heartbeat
 
 __all__ = ["Event", "Session", "replay"]
 
@@ -94,10 +93,8 @@ class Session:
         self.is_finished = False
         self.state: TrialState | None = None
         self.stopped: str | None = None
-        self._training: Training | None = None
         self._failed: TrainingError | None = None
         self._seconds = 0.0
-        self._checkpoints: dict[int, Path] = {}
         self._stack = contextlib.ExitStack()
         self._lease: Lease | None = None
 
@@ -116,13 +113,20 @@ class Session:
         self._lease = lease
         trial = self.ask_tell.study._storage.get_trial(lease.trial_id)
         self.params = {**self.ask_tell.definition.fixed, **lease.params}
-        self.adjustments = Adjustments.begin(self.objective, self.params, trial.user_attrs)
         self.rewinds, self.notes = (list(trial.user_attrs.get(name, [])) for name in ("rewinds", "notes"))
         with contextlib.ExitStack() as stack:
             stack.callback(self.release)  # should anything fail before the block begins
-            self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="panda-")))
+            folder = self._stack.enter_context(TemporaryDirectory(prefix="panda-"))
+            self._checkpoints = _Checkpoints(Path(folder))
+            self._training = AdjustableTraining(
+                self.objective,
+                self.params,
+                Seed(self.ask_tell.definition.seed, lease.number),
+                trial.user_attrs,
+                self._checkpoints,
+            )
             self._stack.enter_context(heartbeat(self.ask_tell, lease))
-            self._stack.callback(self._close_training)
+            self._stack.enter_context(self._training)
             self.ask_tell.set_attrs(lease, {"origin": "panda"})
             stack.pop_all()
         return self
@@ -159,7 +163,12 @@ class Session:
     @property
     def current(self) -> dict[str, Any]:
         """The adjustable hyperparameters as they will be in the next epoch."""
-        return self.adjustments.values(self.epoch)
+        return self._training.adjustments.values(self.epoch)
+
+    @property
+    def adjustments(self) -> Adjustments:
+        """Those of the path: the values it began with, and what was changed."""
+        return self._training.adjustments
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
@@ -228,7 +237,7 @@ class Session:
             TunerError: the training has come to its end, or the trial is over.
         """
         self.require_trainable()
-        self._adjust(check_adjustment(self.objective, values), self.by)
+        self._adjust(values, self.by)
 
     def rewind(self, epoch: int) -> None:
         """Go back to where the training stood after an epoch (0: the start), to try another way from there.
@@ -245,27 +254,18 @@ class Session:
         if epoch not in (0, *trained):
             raise TunerError(f"cannot rewind to epoch {epoch}: trained are {_ranges(trained)}")
         self._log(f"rewound from epoch {self.epoch} to {epoch}")
-        undone = self.adjustments.undo(epoch)
         lost = {str(e.number): e.value for e in self.history if e.number > epoch}
-        record = {
-            "from": self.epoch,
-            "epoch": epoch,
-            "values": lost,
-            "adjustments": undone,
-            **self._signature(),
-        }
+        record = {"from": self.epoch, "epoch": epoch, "values": lost, **self._signature()}
         if self.failure is not None:
             record["failure"] = self.failure
+        record["adjustments"] = self._training.rewind(epoch)
         self.rewinds = [*self.rewinds, record]
         with self._leased() as lease:
             self.ask_tell.rewind(lease, epoch)
-            self.ask_tell.set_attrs(lease, {"rewinds": self.rewinds})
-            self.adjustments.save(self.ask_tell, lease)
+            self.ask_tell.set_attrs(lease, {"rewinds": self.rewinds, **self._training.adjustments.attrs()})
         self.history = tuple(e for e in self.history if e.number <= epoch)
         self.would_prune = tuple(e for e in self.would_prune if e <= epoch)
-        for later in [e for e in self._checkpoints if e > epoch]:
-            self._checkpoints.pop(later).unlink()
-        self._restart()
+        self._failed, self.is_finished = None, False
 
     def note(self, text: str) -> None:
         """Write a remark onto the trial, with the epoch and the time.
@@ -276,8 +276,7 @@ class Session:
         self._require_open()
         self._log(f"note: {text}")
         self.notes = [*self.notes, {"epoch": self.epoch, "text": text, **self._signature()}]
-        with self._leased() as lease:
-            self.ask_tell.set_attrs(lease, {"notes": self.notes})
+        self._set_attrs({"notes": self.notes})
 
     def stop(self) -> None:
         """End here: the trial is complete, with the value of its last epoch.
@@ -286,9 +285,7 @@ class Session:
             TunerError: there was no epoch yet, the training has failed, or the trial is over.
         """
         self._require_trained()
-        self._drop_unsent()
-        more = {} if self.is_finished else {"stopped": "by hand"}
-        self._tell(TrialState.COMPLETE, self.history[-1].value, more)
+        self._end(TrialState.COMPLETE, {} if self.is_finished else {"stopped": f"by {self.by or 'hand'}"})
 
     def abandon(self) -> None:
         """Give this trial up: it is pruned, by a person.
@@ -297,9 +294,7 @@ class Session:
             TunerError: the trial is over.
         """
         self._require_open()
-        self._drop_unsent()
-        value = self.history[-1].value if self.history else None
-        self._tell(TrialState.PRUNED, value, {"stopped": "by hand"})
+        self._end(TrialState.PRUNED, {"stopped": f"by {self.by or 'hand'}"})
 
     def release(self) -> None:
         """Give the trial back: whoever asks next runs it again from its start, with the adjustments made so far."""
@@ -311,19 +306,32 @@ class Session:
     # ---- the training
 
     def _advance(self) -> bool:
-        """One more epoch; whether there was one."""
+        """One more epoch; whether there was one.
+
+        Raises:
+            AdjustmentRefusedError: the training refused an adjustment.
+            TunerError: the training failed.
+        """
+        self._require_healthy()
         started = time.perf_counter()
         try:
-            epoch = self._trained().advance(self._due(self.epoch))
+            epoch = self._training.advance()
+        except AdjustmentRefusedError:
+            self._set_attrs(self._training.adjustments.attrs())
+            raise
         except TrainingError as error:
-            self._failed_in(error)
+            self._failed = error
+            self._log(f"the training failed: {error.failure}")
+            hint = "rewind, and try another way" if self._checkpoints else "rewind to 0 to begin anew"
+            raise TunerError(f"the training failed: {error.failure} ({hint})") from error.cause
         seconds = time.perf_counter() - started
         self._seconds += seconds
         if epoch is None:
             self.is_finished = True
             self._log("the training has come to its end")
             return False
-        self._keep_checkpoint(epoch)
+        if epoch.checkpoint is not None:
+            self._checkpoints[epoch.number] = epoch.checkpoint()
         with self._leased() as lease:
             reply = self.ask_tell.report(lease, epoch.number, epoch.value, seconds=seconds)
         if epoch.number in lease.values:
@@ -331,112 +339,59 @@ class Session:
         self._heed(reply)
         return True
 
-    def _trained(self) -> Training:
-        """The training as it stands after `epoch`: the one that runs, or another from a checkpoint.
-
-        A resumed training can be adjusted only after its next epoch. So where something is due, the checkpoint before
-        it is taken and the epochs between are trained again, to the same numbers.
-        """
-        if self._training is None:
-            usable = [e for e in self._checkpoints if e <= self.epoch and not self._due(e)]
-            start = max(usable, default=0)
-            resume = self._checkpoints[start].read_bytes() if start else None
-            params = {**self.params, **self.adjustments.due(0)}
-            seed = Seed(self.ask_tell.definition.seed, self.number)
-            self._training = Training(self.objective, params, seed, resume=resume, epoch=start)
-            while self._training.epoch < self.epoch and self._training.advance(
-                self._due(self._training.epoch)
-            ):
-                pass
-        return self._training
-
-    def _due(self, epoch: int) -> dict[str, Any]:
-        """What is to be sent after `epoch`. What was adjusted before the first epoch is in its parameters."""
-        return self.adjustments.due(epoch) if epoch else {}
-
-    def _failed_in(self, error: TrainingError) -> None:
-        """Take a refused adjustment back; or wait for a rewind.
-
-        Raises:
-            DefinitionError: an adjustment was refused.
-            TunerError: the training failed.
-        """
-        refused = isinstance(error.cause, ValueError) and self.adjustments.due(self.epoch)
-        if refused and (self.epoch == 0 or self._checkpoints):
-            self._drop_unsent()
-            self._restart()
-            raise DefinitionError(f"refused: {error.cause}") from None
-        self._failed = error
-        self._log(f"the training failed: {error.failure}")
-        hint = "rewind, and try another way" if self._checkpoints else "rewind to 0 to begin anew"
-        raise TunerError(f"the training failed: {error.failure} ({hint})") from error.cause
-
-    def _restart(self) -> None:
-        """Let the next epoch be trained from a checkpoint."""
-        self._close_training()
-        self._failed, self.is_finished = None, False
-
-    def _close_training(self) -> None:
-        if self._training is not None:
-            self._training.close()
-            self._training = None
-
-    def _keep_checkpoint(self, epoch: Epoch) -> None:
-        if epoch.checkpoint is not None:
-            path = self._folder / f"epoch-{epoch.number}"
-            path.write_bytes(epoch.checkpoint())
-            self._checkpoints[epoch.number] = path
-        if len(self._checkpoints) > MOST_CHECKPOINTS:
-            for older in self.checkpoints[:-RECENT:2]:
-                self._checkpoints.pop(older).unlink()
-
     # ---- what comes back, and what is written
 
     def _heed(self, reply: Reply) -> None:
+        """Note what the pruner would do; do what another process wants; end where the budget does."""
         if reply.answer is Answer.PRUNE:
             if not self.would_prune:
                 self._log("the pruner would stop here")
             self.would_prune = (*self.would_prune, self.epoch)
         elif reply.answer is Answer.ADJUST:
-            self._adjust(dict(reply.adjustment), "")
+            try:
+                self._adjust(reply.adjustment, reply.by)
+            except DefinitionError as refusal:
+                self._log(f"refused, from {reply.by or 'elsewhere'}: {refusal}")
+        elif reply.answer is Answer.STOP and reply.by:
+            self._log(f"stopped by {reply.by}")
+            self._end(TrialState.COMPLETE, {"stopped": f"by {reply.by}"})
         elif reply.answer is Answer.STOP:
             self._end_of_budget()
 
     def _end_of_budget(self) -> None:
         """The budget is used up. If that was the training's last epoch too, the trial is complete."""
-        with contextlib.suppress(TrainingError):
-            if self._trained().epoch == self.epoch:
-                self.is_finished = self._trained().advance(self._due(self.epoch)) is None
-        self._drop_unsent()
+        with contextlib.suppress(TrainingError, AdjustmentRefusedError):
+            self.is_finished = self._training.epoch == self.epoch and self._training.advance() is None
         self._log("the budget of the study is used up")
-        state = TrialState.COMPLETE if self.is_finished else TrialState.PRUNED
-        self._tell(state, self._held.last_value, {} if self.is_finished else {"stopped": "budget"})
+        if self.is_finished:
+            self._end(TrialState.COMPLETE, {})
+        else:
+            self._end(TrialState.PRUNED, {"stopped": "budget"})
 
     def _adjust(self, values: Mapping[str, Any], by: str) -> None:
-        for made in self.adjustments.add(self.epoch, values, by):
+        with self._leased() as lease:
+            entries = self._training.adjust(self.ask_tell, lease, values, by)
+        for made in entries:
             who = f" (by {by or 'somebody else'})" if by != self.by else ""
             self._log(f"{made['name']} {_short(made['old'])} → {_short(made['new'])}{who}")
-        with self._leased() as lease:
-            self.adjustments.save(self.ask_tell, lease)
 
-    def _drop_unsent(self) -> None:
-        """Take back what was adjusted after the last epoch: no epoch has seen it."""
-        if self.adjustments.undo(self.epoch):
+    def _set_attrs(self, attrs: Mapping[str, Any]) -> None:
+        if attrs:
             with self._leased() as lease:
-                self.adjustments.save(self.ask_tell, lease)
+                self.ask_tell.set_attrs(lease, attrs)
+
+    def _end(self, state: TrialState, more: Mapping[str, Any]) -> None:
+        """End the trial with the value of its last epoch; what no epoch has seen was not adjusted."""
+        value = self.history[-1].value if self.history else None
+        self._tell(state, value, {**more, **self._training.drop_unsent(self.epoch)})
 
     def _tell(self, state: TrialState, value: float | None, more: Mapping[str, Any]) -> None:
-        metrics = self.history[-1].metrics if self.history else {}
-        reached = {
-            f"last_{name}" if name in self._held.params else name: metric
-            for name, metric in metrics.items()
-            if math.isfinite(metric)
-        }
-        spent = {"epochs": len(self.history), "training_seconds": round(self._seconds, 3)}
+        last = self.history[-1] if self.history else None
         pruner = {"would_prune": list(self.would_prune)} if self.would_prune else {}
         with self._leased() as lease:
-            self.ask_tell.tell(lease, state, value, {**reached, **spent, **pruner, **more})
-        self.state, self.stopped = state, str(more.get("stopped", "ended"))
+            attrs = closing_attrs(lease, last, self._seconds, **pruner, **more)
+            self.state = self.ask_tell.tell(lease, state, value, attrs)
+        self.stopped = str(more.get("stopped", "ended"))
 
     def _log(self, text: str) -> None:
         self.log = (*self.log, Event(self.epoch, text))
@@ -473,15 +428,17 @@ class Session:
             TunerError: the training has failed or come to its end, or the trial is over.
         """
         self._require_open()
-        if self.failure is not None:
-            raise TunerError("the training has failed; rewind first")
+        self._require_healthy()
         if self.is_finished:
             raise TunerError(f"the training has come to its end after epoch {self.epoch}; rewind first")
 
+    def _require_healthy(self) -> None:
+        if self.failure is not None:
+            raise TunerError(f"the training has failed ({self.failure}); rewind first, or abandon it")
+
     def _require_trained(self) -> None:
         self._require_open()
-        if self.failure is not None:
-            raise TunerError("the training has failed; rewind first, or abandon it")
+        self._require_healthy()
         if not self.history:
             raise TunerError("there is no value yet: train at least one epoch, or abandon the trial")
 
@@ -499,17 +456,46 @@ def replay(trial: FrozenTrial, objective: Objective, definition: StudyDefinition
         TrainingError: the training failed, unlike the first time.
     """
     params = {**definition.fixed, **trial.params}
-    adjustments = Adjustments.begin(objective, params, trial.user_attrs)
     last = max(trial.intermediate_values, default=0)
     values = []
-    start = {**params, **adjustments.due(0)}
-    with Training(objective, start, Seed(definition.seed, trial.number)) as training:
-        while training.epoch < last:
-            epoch = training.advance(adjustments.due(training.epoch) if training.epoch else None)
-            if epoch is None:
-                break
+    seed = Seed(definition.seed, trial.number)
+    with AdjustableTraining(objective, params, seed, trial.user_attrs) as training:
+        while training.epoch < last and (epoch := training.advance()) is not None:
             values.append(epoch.value)
     return values
+
+
+class _Checkpoints(MutableMapping[int, bytes]):
+    """Checkpoints by epoch in files, which thin out."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._epochs: set[int] = set()
+
+    def __getitem__(self, epoch: int) -> bytes:
+        if epoch not in self._epochs:
+            raise KeyError(epoch)
+        return self._path(epoch).read_bytes()
+
+    def __setitem__(self, epoch: int, checkpoint: bytes) -> None:
+        self._path(epoch).write_bytes(checkpoint)
+        self._epochs.add(epoch)
+        if len(self._epochs) > MOST_CHECKPOINTS:
+            for older in sorted(self._epochs)[:-RECENT:2]:
+                del self[older]
+
+    def __delitem__(self, epoch: int) -> None:
+        self._epochs.remove(epoch)
+        self._path(epoch).unlink()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._epochs)
+
+    def __len__(self) -> int:
+        return len(self._epochs)
+
+    def _path(self, epoch: int) -> Path:
+        return self._folder / f"epoch-{epoch}"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -150,7 +151,7 @@ def course(values: Sequence[float], *, minimize: bool = True) -> str:
     best = min(range(len(costs)), key=costs.__getitem__)
     gained, lost = max(costs[0] - costs[best], 0.0), costs[-1] - costs[best]
     recent = costs[-WINDOW - 1 :]
-    steps = [after - before for before, after in zip(recent, recent[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(recent)]
     if not math.isfinite(costs[-1]) or (costs[-1] > costs[0] and all(step > 0 for step in steps[-2:])):
         return "diverging: worse than after its first epoch; a smaller learning rate may help"
     if _turns(steps) >= WINDOW - 2 and sum(map(abs, steps)) > LOST * gained + TINY:
@@ -164,7 +165,7 @@ def course(values: Sequence[float], *, minimize: bool = True) -> str:
 
 def _turns(steps: Sequence[float]) -> int:
     """How often a curve changed between rising and falling."""
-    return sum(before * after < 0 for before, after in zip(steps, steps[1:], strict=False))
+    return sum(before * after < 0 for before, after in pairwise(steps))
 
 
 class Moments(NamedTuple):

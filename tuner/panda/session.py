@@ -313,6 +313,8 @@ class Session:
             TunerError: the training failed.
         """
         self._require_healthy()
+        if self.is_finished:
+            return False
         started = time.perf_counter()
         try:
             epoch = self._training.advance()

@@ -37,10 +37,10 @@ BEFORE: RGB = (110, 118, 129)
 KEYS = (
     ("space", "run, or pause"),
     ("n", "train one epoch"),
-    ("r", "rewind: asks for the epoch"),
-    ("s", "stop, after Enter: complete, with the last epoch's value"),
+    ("r 12", "rewind to where it stood after epoch 12"),
+    ("s", "with Enter: stop; complete, with the last epoch's value"),
     ("q", "quit; asks what to do with the trial"),
-    ("Enter", "the command line, as any other letter; Esc leaves it"),
+    ("Enter", "the command line, as most letters do; Esc leaves it"),
 )
 
 
@@ -75,9 +75,9 @@ class PandaApp(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "run_or_pause", "run/pause", priority=True),
         Binding("n", "command('step')", "one epoch", priority=True),
-        Binding("r", "begin('rewind ')", "rewind", priority=True),
+        Binding("r", "begin('r')", "rewind", priority=True),
         Binding("enter", "begin('')", "command", priority=True),
-        Binding("s", "begin('stop')", "stop", priority=True),
+        Binding("s", "begin('s')", "stop", priority=True),
         Binding("q", "leave", "quit", priority=True),
         Binding("question_mark", "help", "help", key_display="?", priority=True),
         *(Binding(x, f"begin('{x}')", show=False, priority=True) for x in ascii_letters if x not in "nrsq"),
@@ -110,7 +110,7 @@ class PandaApp(App[None]):
             yield Input(
                 id="command",
                 compact=True,
-                placeholder=f"{names[0]} *0.3 · rewind 12 · note text · run 20",
+                placeholder=f"Enter, then: {names[0]} *0.3 · rewind 12 · note text · run 20",
                 suggester=SuggestFromList([f"{name} " for name in names]),
                 select_on_focus=False,
             )
@@ -141,8 +141,8 @@ class PandaApp(App[None]):
         event.input.clear()
         if not text:
             self.set_focus(None)
-        elif text in ("quit", "help"):
-            self.action_leave() if text == "quit" else self.action_help()
+        elif text in ("q", "quit", "?", "help"):
+            self.action_leave() if text[0] == "q" else self.action_help()
         else:
             self.action_command(text)
 

@@ -31,6 +31,9 @@ COMMANDS = {
 }
 """The words of the command line besides hyperparameters: usage, and what they do."""
 
+SHORT = {"n": "step", "r": "rewind", "s": "stop"}
+"""The keys, as words of the command line."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -136,11 +139,12 @@ class Driver:
 
     def _obey(self, text: str) -> None:
         word, _, rest = text.strip().partition(" ")
-        rest = rest.strip()
+        word, rest = SHORT.get(word, word), rest.strip()
         session = self.session
         match word:
             case "step" | "run":
                 session.require_trainable()
+                self._next_epoch = 0.0  # the person has waited already
                 goal = _whole(rest, word) if rest else (1 if word == "step" else None)
                 self._until = math.inf if goal is None else goal + (session.epoch if word == "step" else 0)
             case "pause":

@@ -149,6 +149,10 @@ class Objective(Protocol):
     def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
         """Train with `params` (what is absent takes its default) and yield an `Epoch` after each epoch.
 
+        With `resume`, a checkpoint, the training goes on after the epoch in which that was taken. Adjustable
+        hyperparameters that `params` gives are what it goes on with, whatever they were before; those that it does
+        not give stay as they were.
+
         Raises:
             ValueError: a name is unknown or a value not legal; before the first epoch.
             Diverged: the numbers left the finite range.

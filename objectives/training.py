@@ -164,8 +164,8 @@ class TrainingObjective:
         """See `objectives.epoch.Objective`.
 
         A checkpoint of the last epoch resumes by yielding that epoch again. Adjustments made before the
-        checkpoint stay, except where `params` now says something else than it did then: that is how
-        population-based training goes on from another trial's network with other hyperparameters.
+        checkpoint stay, except of what `params` gives: that is how population-based training goes on from another
+        trial's network with other hyperparameters.
 
         Raises:
             ValueError: from the first `next`, for parameters; from `send`, for adjustments of anything but
@@ -174,7 +174,8 @@ class TrainingObjective:
         """
         full = self.complete(params)
         if full["evaluation"] == "holdout":
-            yield from self.training(full, seed).epochs(resume)
+            given = {name: full[name] for name in ADJUSTABLE if name in params}
+            yield from self.training(full, seed).epochs(resume, given)
         else:
             yield from self._cross_validate(full, seed, resume)
 
@@ -266,7 +267,6 @@ class Training:
         with_f1: bool = False,
     ) -> None:
         self.full, self.classes = full, classes
-        self.given = {name: full[name] for name in ADJUSTABLE}
         self.normalizer = Normalizer.fit(full["input_normalization"], train.X)
         self.train, self.dev = self._prepared(train), self._prepared(dev)
         initial, order = random_stream(seed, fold, 0), random_stream(seed, fold, 1)
@@ -282,10 +282,10 @@ class Training:
         self.best_train_loss = math.inf
         self.moments = self._moments()
 
-    def epochs(self, resume: bytes | None) -> Epochs:
-        """Train to the end, taking adjustments."""
+    def epochs(self, resume: bytes | None, given: Adjustment | None = None) -> Epochs:
+        """Train to the end, taking adjustments; from a checkpoint with what is `given` instead of what it holds."""
         if resume is not None:
-            self._restore(resume)
+            self._restore(resume, given or {})
             if self._finished and self.last is not None:
                 yield self._epoch(self.last)
         while not self._finished:
@@ -394,15 +394,14 @@ class Training:
             "stopping": stopping,
             "last": self.last,
             "best_train_loss": self.best_train_loss,
-            "given": self.given,
         }
         return dump({"training": training})
 
-    def _restore(self, resume: bytes) -> None:
+    def _restore(self, resume: bytes, given: Adjustment) -> None:
         state = _load(resume, "training")
         try:
             self.trainer.restore(state["trainer"])
-            self.trainer.adjust(**{k: v for k, v in self.given.items() if v != state["given"][k]})
+            self.trainer.adjust(**given)
         except ValueError as error:
             raise CheckpointError(f"the checkpoint is of another network: {error}") from error
         self.stopping = None if state["stopping"] is None else EarlyStopping(**state["stopping"])

@@ -131,6 +131,7 @@ class AdjustableTraining:
         seed: of the study and the trial.
         attrs: the trial's user attributes; adjustments of an earlier attempt are made again after their epochs.
         checkpoints: by epoch; to be filled by the caller who wants to rewind.
+        epoch: the epoch after which it begins, whose checkpoint is among them; 0: at its start.
     """
 
     def __init__(
@@ -140,11 +141,13 @@ class AdjustableTraining:
         seed: Seed,
         attrs: Mapping[str, Any],
         checkpoints: MutableMapping[int, bytes] | None = None,
+        *,
+        epoch: int = 0,
     ) -> None:
         self.objective, self.params, self.seed = objective, params, seed
         self.adjustments = Adjustments.begin(objective, params, attrs)
         self.checkpoints: MutableMapping[int, bytes] = {} if checkpoints is None else checkpoints
-        self.epoch = 0
+        self.epoch = epoch
         self._training: Training | None = None
         self._checkpoint: Callable[[], bytes] | None = None
 
@@ -216,7 +219,8 @@ class AdjustableTraining:
         if self._training is None:
             start = max((e for e in self.checkpoints if e <= self.epoch and not self._sent(e)), default=0)
             resume = self.checkpoints[start] if start else None
-            params = {**self.params, **self.adjustments.due(0)}
+            # a checkpoint goes on with what its parameters give: what was adjusted until then
+            params = {**self.params, **(self.adjustments.values(start) if start else self.adjustments.due(0))}
             self._training = Training(self.objective, params, self.seed, resume=resume, epoch=start)
             while self._training.epoch < self.epoch:
                 if self._training.advance(self._sent(self._training.epoch)) is None:

@@ -13,7 +13,7 @@ import contextlib
 import math
 import operator
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -31,7 +31,7 @@ from sqlalchemy.orm import Session
 from tuner.definition import StudyDefinition
 from tuner.errors import ConflictError, DefinitionError, LeaseLostError, NotFoundError, StorageError
 from tuner.ledger import Command, Ending, HeldLease, Ledger, Owner, Spent
-from tuner.samplers import HeldWrites, StudyView
+from tuner.samplers import HeldWrites, StudyView, segment_of
 from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, patiently
 
 __all__ = ["Answer", "AskTell", "Lease", "Reply"]
@@ -153,7 +153,9 @@ class AskTell:
                             if lease is not None:
                                 return lease
                 number = len(trials)
-                return self._begin(number, request_id, given) if self._allows_trial(spent) else None
+                if not self._allows_trial(spent):
+                    return None
+                return self._begin(number, request_id, given, spent.ended)
             except _TakenError:
                 continue  # another was quicker: look again
 
@@ -338,6 +340,23 @@ class AskTell:
         with self.ledger.transaction(Mode.READ) as session:
             return self.ledger.checkpoint(session, self._study_id, self._trial(number)._trial_id)
 
+    @patiently
+    def drop_checkpoints(self, needed: Callable[[Sequence[FrozenTrial]], Container[int]]) -> None:
+        """Delete checkpoints of ended trials.
+
+        Args:
+            needed: the numbers of those to keep, given the study's trials. No trial begins before it is done.
+        """
+        with self.ledger.transaction() as session:
+            self.ledger.database.lock_study(session, self._study_id)
+            self._forget_trials()
+            trials = self._trials()
+            kept = needed(trials)
+            ended = {t._trial_id for t in trials if t.state.is_finished() and t.number not in kept}
+            for trial_id in self.ledger.checkpointed(session, self._study_id):
+                if trial_id in ended:
+                    self.ledger.drop_checkpoint(session, self._study_id, trial_id)
+
     @contextmanager
     def _leased(self, lease: Lease) -> Iterator[Session]:
         """A transaction under a lease, which it renews."""
@@ -460,14 +479,15 @@ class AskTell:
             self._grant(session, lease, request_id)
         return lease
 
-    def _begin(self, number: int, request_id: str, given: Mapping[str, Any]) -> Lease | None:
+    def _begin(self, number: int, request_id: str, given: Mapping[str, Any], ended: int) -> Lease | None:
         """A lease on a new trial; None if others have used up the budget meanwhile.
 
         What a sampler chooses depends on the trial's number, so the number must be known before the trial exists: if
-        another asker takes it meanwhile, the choice is made again for the next one.
+        another asker takes it meanwhile, the choice is made again for the next one. So it is where the trial is to
+        continue another and more than `ended` trials have ended by now: the other's checkpoint may be gone.
 
         Raises:
-            _TakenError: another has taken the number.
+            _TakenError: another has taken the number, or the choice is out of date.
         """
         params, distributions, attrs = self._choose(number, given)
         with self._taking() as session:
@@ -478,9 +498,13 @@ class AskTell:
             )
             if trial_id is None:
                 raise _TakenError
-            if not self._allowed(self.ledger.spend(session, self._study_id, trials=1)):
+            spent = self.ledger.spend(session, self._study_id, trials=1)
+            if not self._allowed(spent):
                 session.rollback()
                 return None
+            segment = segment_of(attrs)
+            if segment is not None and segment.parent is not None and spent.ended != ended:
+                raise _TakenError
             lease = Lease(trial_id, number, params, distributions, fence=1)
             self._grant(session, lease, request_id)
         return lease
@@ -607,7 +631,7 @@ class AskTell:
         """Parameters, distributions and the sampler's own attributes for a trial that is not stored yet."""
         if not len(self.definition.space):  # the objective suggests as it goes
             return {}, {}, {}
-        held = HeldWrites(UNBORN)
+        held = HeldWrites(UNBORN, {"fixed_params": dict(given)} if given else {})  # as Optuna says it
         trial = _running_trial(UNBORN, number, {}, {}, held.system_attrs)
         study = StudyView(_filter_study(self.study, trial), held=held)
         sampler = self.study.sampler

@@ -34,6 +34,7 @@ from tuner.errors import ConflictError, DefinitionError, MissingDependencyError,
 from tuner.manager import StudyManager, StudySummary
 from tuner.panda import Session
 from tuner.report import finite, terminal_table, write_report
+from tuner.samplers import PopulationSettings
 from tuner.schema import exists, open_storage
 from tuner.storage import DEFAULT_URL, cached, safe_url
 from tuner.training import planned_epochs
@@ -272,6 +273,34 @@ def trials(
     out.print(table if shown else Text(f"{name} has no trials yet."))
 
 
+@app.command(
+    epilog="**Examples**\n\n`tuner lineage digits-population`\n\n`tuner lineage digits-population 31`"
+)
+def lineage(
+    name: NameArgument,
+    number: Annotated[
+        int | None, typer.Argument(min=0, help="The trial's number; by default the best.", metavar="[NUMBER]")
+    ] = None,
+    storage: StorageOption = DEFAULT_URL,
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """Print how a network of population-based training was trained: its hyperparameters by epoch."""
+    stretches = _existing(storage).lineage(name, number)
+    if format_ is Format.JSON:
+        _print_json([_plain(stretch) for stretch in stretches])
+        return
+    names = list(stretches[-1].params) if stretches else []
+    table = Table(box=None, caption="* changed with this stretch's first epoch", caption_justify="left")
+    for heading in ("epochs", "trial", "member", *names, "value"):
+        table.add_column(heading, no_wrap=True)
+    for stretch in stretches:
+        starred = {n: "*" if n in stretch.changes else "" for n in names}
+        params = [_short(stretch.params.get(n)) + starred[n] for n in names]
+        epochs = f"{stretch.first}–{stretch.last}"
+        table.add_row(epochs, str(stretch.number), str(stretch.member), *params, _short(stretch.value))
+    out.print(table)
+
+
 @app.command(epilog="**Example**\n\n`tuner best digits.tpe.seed-0 --format json`")
 def best(
     name: NameArgument, storage: StorageOption = DEFAULT_URL, format_: FormatOption = Format.TABLE
@@ -377,7 +406,10 @@ def _planned(definition: StudyDefinition) -> int | None:
     """How many epochs each trial has, if that is the same for all."""
     if definition.objective is None or "epochs" in definition.space:
         return None
-    return planned_epochs(find_objective(definition.objective), definition.fixed)
+    planned = planned_epochs(find_objective(definition.objective), definition.fixed)
+    if isinstance(definition.sampler, PopulationSettings):  # a point of one's own begins a member
+        return min(definition.sampler.interval, planned or definition.sampler.interval)
+    return planned
 
 
 def _completed(study: optuna.Study) -> list[FrozenTrial]:

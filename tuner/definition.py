@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from objectives.epoch import Objective
+from objectives.epoch import Hyperparameter, Objective
 from tuner.catalogue import find_objective
 from tuner.errors import DefinitionError, NotFoundError
 from tuner.explain import explain_all, near_miss
 from tuner.pruners import PRUNERS, AnyPruner, NoneSettings
-from tuner.samplers import SAMPLERS, AnySampler, SamplerContext, TPESettings, able
+from tuner.samplers import SAMPLERS, AnySampler, PopulationSettings, SamplerContext, TPESettings, able
 from tuner.space import PARAMETER_TYPES, CategoricalParameter, Choice, Parameter, Space, parameter_type
 
 __all__ = [
@@ -100,15 +100,17 @@ class StudyDefinition(_Document):
     @property
     def context(self) -> SamplerContext:
         """What the sampler may know of the study."""
-        return SamplerContext(self.space, self.seed, self.budget.trials, self._defaults())
+        known = self._hyperparameters()
+        defaults = {h.name: h.default for h in known or () if self.space.allows(h.name, h.default)}
+        adjustable = None if known is None else [h.name for h in known if h.adjustable]
+        return SamplerContext(self.space, self.seed, self.budget.trials, defaults, adjustable)
 
-    def _defaults(self) -> dict[str, Any]:
-        """The objective's defaults of the space's parameters, where they lie in it."""
+    def _hyperparameters(self) -> tuple[Hyperparameter, ...] | None:
+        """The objective's; None where it is not known by name."""
         try:
-            hyperparameters = find_objective(self.objective).hyperparameters if self.objective else ()
+            return find_objective(self.objective).hyperparameters if self.objective else None
         except NotFoundError:  # `check_objective` says so, with the names there are
-            return {}
-        return {h.name: h.default for h in hyperparameters if self.space.allows(h.name, h.default)}
+            return None
 
     @property
     def trials(self) -> int | None:
@@ -186,6 +188,14 @@ class StudyDefinition(_Document):
                 f"direction: objective {objective.name!r} is to {objective.direction}; got {self.direction!r}"
             )
         _check_accepted(objective, self.fixed, self.space)
+        if isinstance(self.sampler, PopulationSettings):
+            can = [h.name for h in objective.hyperparameters if h.adjustable]
+            unable = [name for name in self.sampler.explored(self.context) if name not in can]
+            if unable:
+                raise DefinitionError(
+                    f"sampler.explore: objective {objective.name!r} cannot adjust {', '.join(unable)} while it "
+                    f"trains; name what it can: {', '.join(can) or 'nothing'}"
+                )
 
 
 class Arm(_Document):

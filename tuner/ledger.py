@@ -419,9 +419,7 @@ class Ledger:
         self, session: Session, study_id: int, trial_id: int, epoch: int, data: bytes
     ) -> None:
         """Keep a training's state after an epoch, instead of an earlier one."""
-        columns = _CHECKPOINTS.c
-        earlier = sa.delete(_CHECKPOINTS).where(columns.study_id == study_id, columns.trial_id == trial_id)
-        session.execute(earlier)
+        self.drop_checkpoint(session, study_id, trial_id)
         row = {"study_id": study_id, "trial_id": trial_id, "epoch": epoch, "data": data}
         session.execute(sa.insert(_CHECKPOINTS).values(row))
 
@@ -432,6 +430,18 @@ class Ledger:
         which = (columns.study_id == study_id, columns.trial_id == trial_id)
         row = session.execute(query.where(*which)).one_or_none()
         return None if row is None else (row.epoch, row.data)
+
+    def checkpointed(self, session: Session, study_id: int) -> list[int]:
+        """The ids of the trials that have a checkpoint."""
+        columns = _CHECKPOINTS.c
+        return list(session.scalars(sa.select(columns.trial_id).where(columns.study_id == study_id)))
+
+    def drop_checkpoint(self, session: Session, study_id: int, trial_id: int) -> None:
+        """Forget the checkpoint of a trial."""
+        columns = _CHECKPOINTS.c
+        session.execute(
+            sa.delete(_CHECKPOINTS).where(columns.study_id == study_id, columns.trial_id == trial_id)
+        )
 
     def _open_books(self, session: Session, study_id: int) -> None:
         session.execute(sa.insert(_BOOKS).values(study_id=study_id))

@@ -24,6 +24,7 @@ from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerErr
 from tuner.explain import near_miss
 from tuner.ledger import Ledger
 from tuner.panda import Session
+from tuner.population import Stretch, lineage, require_whole_trainings
 from tuner.samplers import build_sampler
 from tuner.schema import open_storage
 from tuner.storage import DEFAULT_URL, Database, cached, safe_url
@@ -309,6 +310,23 @@ class StudyManager:
         checked = check_adjustment(objective, values)
         ask_tell.adjust(number, checked, by=login() if by is None else by)
 
+    def lineage(self, name: str, number: int | None = None) -> list[Stretch]:
+        """How a network of population-based training was trained: its hyperparameters by epoch, through all its trials.
+
+        Args:
+            name: of the study.
+            number: of the trial; by default the best.
+
+        Raises:
+            NotFoundError: there is no such study or trial, or no trial is complete.
+        """
+        study = self.load(name)
+        if number is None:
+            if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+                raise NotFoundError(f"{name} has no completed trial yet")
+            number = study.best_trial.number
+        return lineage(study.get_trials(deepcopy=False), number)
+
     def stop(self, name: str, number: int, *, by: str | None = None) -> None:
         """End a trial that another process runs, after its next report.
 
@@ -389,6 +407,8 @@ def _check_runnable(definition: StudyDefinition, objective: Objective | Function
     elif hasattr(objective, "evaluate"):  # meant as an objective of epochs, but not all of one
         kind = type(objective).__name__
         raise DefinitionError(f"{kind} is no objective: it has no {missing_attributes(objective)}")
+    else:
+        require_whole_trainings(definition, "a plain function")
 
 
 def _objective_of_epochs(definition: StudyDefinition, given: Objective | None) -> Objective:

@@ -17,10 +17,11 @@ from typing import Any, TypeAlias
 import optuna
 from optuna.trial import TrialState
 
-from objectives.epoch import Diverged, Epoch, Objective, Seed
+from objectives.epoch import Diverged, Epoch, Objective
 from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
 from tuner.errors import DefinitionError, LeaseLostError, StorageError, TunerError
+from tuner.population import CheckpointGoneError, Task, drop_old_checkpoints, plan
 from tuner.training import TrainingError
 
 __all__ = ["Function", "Outcome", "closing_attrs", "heartbeat", "run_trial"]
@@ -104,11 +105,18 @@ def _run_epochs(
     stopping: Callable[[], bool],
     on_epoch: Callable[[Epoch], None],
 ) -> Outcome:
-    definition = ask_tell.definition
     last: Epoch | None = None
     started = clock = time.perf_counter()
-    params, seed = {**definition.fixed, **lease.params}, Seed(definition.seed, lease.number)
-    with AdjustableTraining(objective, params, seed, _earlier_attrs(ask_tell, lease)) as training:
+    try:
+        task = plan(ask_tell, lease, objective)
+    except CheckpointGoneError as error:
+        return _fail(ask_tell, lease, TrainingError(error), _attrs(lease, None, started), 0.0)
+    if task.attrs:
+        ask_tell.set_attrs(lease, task.attrs)
+    params, earlier = {**ask_tell.definition.fixed, **lease.params}, _earlier_attrs(ask_tell, lease)
+    with AdjustableTraining(
+        objective, params, task.seed, earlier, task.checkpoints, epoch=task.epoch
+    ) as training:
         while True:
             try:
                 epoch = training.advance()
@@ -121,26 +129,30 @@ def _run_epochs(
                 )
             if epoch is None:
                 break
+            task.require_checkpoint(objective, epoch)
             last, now = epoch, time.perf_counter()
             reply = ask_tell.report(lease, epoch.number, epoch.value, seconds=now - clock)
             clock = now
             on_epoch(epoch)
             if reply.answer is Answer.ADJUST:
                 _adjust(ask_tell, lease, training, reply)
-            elif reply.answer is Answer.STOP and reply.by:
-                attrs = _attrs(lease, last, started, stopped=f"by {reply.by}")
-                return _tell(ask_tell, lease, TrialState.COMPLETE, lease.last_value, attrs)
-            elif reply.answer is Answer.STOP and epoch.number in lease.values and _has_ended(training):
-                break  # the last epoch of the budget was the training's last, too
             elif reply.answer is not Answer.CONTINUE:
-                stopped = "pruner" if reply.answer is Answer.PRUNE else "budget"
-                attrs = _attrs(lease, last, started, stopped=stopped)
-                return _tell(ask_tell, lease, TrialState.PRUNED, lease.last_value, attrs)
+                if _is_done_with_the_budget(lease, task, training, epoch, reply):
+                    break
+                return _end_early(ask_tell, lease, task, reply, _attrs(lease, last, started))
+            if task.ends_with(epoch):
+                break
             if stopping():
                 ask_tell.release(lease)
                 return _outcome(ask_tell, lease, None)
-    attrs = _attrs(lease, last, started, **training.drop_unsent(max(lease.values)))
-    return _tell(ask_tell, lease, TrialState.COMPLETE, lease.last_value, attrs)
+        handed_on = task.hand_on(ask_tell, lease, training, last)
+    attrs = _attrs(lease, last, started, **training.drop_unsent(training.epoch), **handed_on)
+    if last is None:  # a segment of a training that had no further epoch
+        return _tell(ask_tell, lease, TrialState.PRUNED, None, attrs)
+    outcome = _tell(ask_tell, lease, TrialState.COMPLETE, lease.last_value, attrs)
+    if task.segment is not None:
+        drop_old_checkpoints(ask_tell)
+    return outcome
 
 
 def _earlier_attrs(ask_tell: AskTell, lease: Lease) -> dict[str, Any]:
@@ -156,6 +168,27 @@ def _adjust(ask_tell: AskTell, lease: Lease, training: AdjustableTraining, reply
         training.adjust(ask_tell, lease, reply.adjustment, reply.by)
     except DefinitionError as refusal:
         ask_tell.set_attrs(lease, {"refused": str(refusal)})
+
+
+def _is_done_with_the_budget(
+    lease: Lease, task: Task, training: AdjustableTraining, epoch: Epoch, reply: Reply
+) -> bool:
+    """Whether the last epoch of the budget was the last one to be trained, too."""
+    if reply.answer is not Answer.STOP or reply.by or epoch.number not in lease.values:
+        return False
+    return task.ends_with(epoch) or _has_ended(training)
+
+
+def _end_early(
+    ask_tell: AskTell, lease: Lease, task: Task, reply: Reply, attrs: Mapping[str, Any]
+) -> Outcome:
+    """End a trial before its last epoch, as a person, the pruner or the budget wants it."""
+    if reply.by:
+        stopped = f"by {reply.by}"
+        told = {**attrs, "stopped": stopped, **task.stopped(f"stopped {stopped}")}
+        return _tell(ask_tell, lease, TrialState.COMPLETE, lease.last_value, told)
+    stopped = "pruner" if reply.answer is Answer.PRUNE else "budget"
+    return _tell(ask_tell, lease, TrialState.PRUNED, lease.last_value, {**attrs, "stopped": stopped})
 
 
 def _has_ended(training: AdjustableTraining) -> bool:

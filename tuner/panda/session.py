@@ -29,6 +29,7 @@ from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError, Adjustm
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, LeaseLostError, TunerError
+from tuner.population import require_whole_trainings
 from tuner.training import TrainingError, planned_epochs
 from tuner.trial_run import closing_attrs, heartbeat
 
@@ -103,8 +104,9 @@ class Session:
 
         Raises:
             TunerError: the study's budget is used up.
-            DefinitionError: the parameters are not in the space.
+            DefinitionError: the parameters are not in the space, or the study's trials are no whole trainings.
         """
+        require_whole_trainings(self.ask_tell.definition, "a panda session")
         lease = self.ask_tell.ask(params=self.chosen)
         if lease is None:
             raise TunerError(

@@ -6,7 +6,7 @@ Adding one means a settings class here and its name in `AnySampler`; the conform
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
@@ -23,9 +23,11 @@ from pydantic import (
 )
 
 from tuner.errors import DefinitionError, MissingDependencyError
+from tuner.explain import near_miss
 from tuner.samplers.coarse_to_fine import CoarseToFineSampler, Inside, explain_trial, stage_lengths
 from tuner.samplers.grid import GridSampler, fit_levels
 from tuner.samplers.local_gp import BOXES, ZoomOptions
+from tuner.samplers.population import ENDED, ENDED_WITH, Generations, PopulationSampler, Segment, segment_of
 from tuner.samplers.sobol import SobolSampler
 from tuner.samplers.tiers import TierSampler, tier_lengths
 from tuner.samplers.view import (
@@ -43,18 +45,24 @@ from tuner.space import CategoricalParameter, Space
 
 __all__ = [
     "BOXES",
+    "ENDED",
+    "ENDED_WITH",
     "SAMPLERS",
     "AnySampler",
     "BoxLens",
     "CoarseToFineSampler",
+    "Generations",
     "GridSampler",
     "HeldWrites",
     "Lens",
     "LensSampler",
     "OrderedLens",
+    "PopulationSampler",
+    "PopulationSettings",
     "ReverseLogLens",
     "SamplerContext",
     "SeenTrials",
+    "Segment",
     "SobolSampler",
     "StudyView",
     "TierSampler",
@@ -62,6 +70,7 @@ __all__ = [
     "able",
     "build_sampler",
     "explain_trial",
+    "segment_of",
 ]
 
 
@@ -69,13 +78,15 @@ __all__ = [
 class SamplerContext:
     """What a sampler may know of its study before the first trial.
 
-    `trials` is the budget, None if unlimited; `defaults` are the objective's, where the space has them.
+    `trials` is the budget, None if unlimited; `defaults` are the objective's, where the space has them. `adjustable`
+    are the hyperparameters that the objective can change while it trains; None where no objective is named.
     """
 
     space: Space
     seed: int
     trials: int | None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    adjustable: Collection[str] | None = None
 
 
 class _Settings(BaseModel):
@@ -93,7 +104,7 @@ class _Settings(BaseModel):
     by_priority: ClassVar[bool] = True
     """Whether it can tune tier by tier."""
     parallel: ClassVar[bool] = True
-    """Whether it takes running trials into account, or needs not: workers never get the same point."""
+    """Whether it takes running trials into account, or needs not: workers never get the same work."""
 
     stages: Literal["by-priority"] | None = Field(
         default=None,
@@ -319,6 +330,84 @@ class CoarseToFineSettings(_Settings):
         return self.box == "stages" or isinstance(self.stages, list)
 
 
+class PopulationSettings(_Settings):
+    """Population-based training (Jaderberg et al. 2017): trials are segments of trainings; bad ones copy good ones."""
+
+    by_priority: ClassVar[bool] = False
+    name: Literal["population-based"] = "population-based"
+    population: Annotated[int, Field(ge=2)] = Field(
+        default=8, description="Trainings that go on side by side; each begins at a random point."
+    )
+    interval: Annotated[int, Field(ge=1)] = Field(
+        default=5, description="Epochs of a trial: after so many a training may copy another."
+    )
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        default=0.25, description="Share of a generation that is left, and share that is copied."
+    )
+    step: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        default=0.1, description="How far an explored parameter moves, as a share of its range on its scale."
+    )
+    resample: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.25, description="Probability that it is drawn anew instead."
+    )
+    explore: Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Parameters that change while a network trains; by default all that the objective can adjust.",
+    )
+
+    def build(self, context: SamplerContext) -> PopulationSampler:
+        """The population.
+
+        Raises:
+            DefinitionError: there is nothing to explore, or what is to be explored cannot be.
+        """
+        return PopulationSampler(
+            explore=self.explored(context),
+            lenses=_lenses(context.space),
+            population=self.population,
+            quantile=self.quantile,
+            step=self.step,
+            resample=self.resample,
+            seed=context.seed,
+        )
+
+    def capacity(self, context: SamplerContext) -> None:
+        """Without end; checks what is explored."""
+        self.explored(context)
+
+    def explored(self, context: SamplerContext) -> list[str]:
+        """The parameters that are explored.
+
+        Raises:
+            DefinitionError: there is none, or one that cannot be.
+        """
+        space, can = context.space, context.adjustable
+        conditions = {name for _, parameter in space.items() for name in parameter.when}
+        it_can = f"it can: {', '.join(sorted(can or ())) or 'nothing'}"
+        for name in self.explore or ():
+            if name not in space:
+                raise DefinitionError(
+                    f"sampler.explore: {name!r} is not in the space{near_miss(name, space)}; "
+                    f"it has: {', '.join(space)}"
+                )
+            if name in conditions:
+                raise DefinitionError(
+                    f"sampler.explore: {name!r} decides which parameters there are (when), "
+                    "so it cannot change while a network trains"
+                )
+            if can is not None and name not in can:
+                raise DefinitionError(
+                    f"sampler.explore: the objective cannot adjust {name!r} while it trains; {it_can}"
+                )
+        names = self.explore or [n for n in space if n not in conditions and (can is None or n in can)]
+        if not names:
+            raise DefinitionError(
+                f"sampler {self.name!r} needs a parameter in the space that the objective can adjust while it "
+                f"trains; {it_can}"
+            )
+        return names
+
+
 AnySampler: TypeAlias = Annotated[
     GridSettings
     | RandomSettings
@@ -326,7 +415,8 @@ AnySampler: TypeAlias = Annotated[
     | TPESettings
     | GPSettings
     | CmaEsSettings
-    | CoarseToFineSettings,
+    | CoarseToFineSettings
+    | PopulationSettings,
     Field(discriminator="name"),
 ]
 
@@ -359,9 +449,22 @@ def build_sampler(settings: AnySampler, context: SamplerContext) -> LensSampler:
 
 def _viewed(settings: AnySampler, context: SamplerContext) -> ViewSampler:
     inner = settings.build(context)
-    if isinstance(inner, GridSampler):  # its levels are values already, laid out on the scales
+    if isinstance(
+        inner, (GridSampler, PopulationSampler)
+    ):  # they choose values, having laid out the scales themselves
         return ViewSampler(inner, seed=context.seed)
-    categorical = {n: p for n, p in context.space.items() if isinstance(p, CategoricalParameter)}
-    reverse_log = {n for n, p in context.space.items() if getattr(p, "scale_name", None) == "reverse_log"}
-    ordered = {n for n, p in categorical.items() if p.ordered}
-    return ViewSampler(inner, reverse_log=reverse_log, ordered=ordered, seed=context.seed)
+    lenses = _lenses(context.space)
+    reverse_log = {name for name, lens in lenses.items() if isinstance(lens, ReverseLogLens)}
+    return ViewSampler(inner, reverse_log=reverse_log, ordered=lenses.keys() - reverse_log, seed=context.seed)
+
+
+def _lenses(space: Space) -> dict[str, Lens]:
+    """The scales that Optuna does not know, by parameter."""
+    lenses: dict[str, Lens] = {}
+    for name, parameter in space.items():
+        if isinstance(parameter, CategoricalParameter):
+            if parameter.ordered:
+                lenses[name] = OrderedLens()
+        elif parameter.scale_name == "reverse_log":
+            lenses[name] = ReverseLogLens()
+    return lenses

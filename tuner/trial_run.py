@@ -105,8 +105,7 @@ def _run_epochs(
     stopping: Callable[[], bool],
     on_epoch: Callable[[Epoch], None],
 ) -> Outcome:
-    last: Epoch | None = None
-    started = clock = time.perf_counter()
+    started = time.perf_counter()
     try:
         task = plan(ask_tell, lease, objective)
     except CheckpointGoneError as error:
@@ -117,42 +116,54 @@ def _run_epochs(
     with AdjustableTraining(
         objective, params, task.seed, earlier, task.checkpoints, epoch=task.epoch
     ) as training:
-        while True:
-            try:
-                epoch = training.advance()
-            except AdjustmentRefusedError as refusal:
-                ask_tell.set_attrs(lease, {**training.adjustments.attrs(), "refused": str(refusal)})
-                continue
-            except TrainingError as error:
-                return _fail(
-                    ask_tell, lease, error, _attrs(lease, last, started), time.perf_counter() - clock
-                )
-            if epoch is None:
+        outcome = _train(ask_tell, lease, task, training, stopping=stopping, on_epoch=on_epoch)
+    if task.segment is not None and outcome.state is TrialState.COMPLETE:
+        drop_old_checkpoints(ask_tell)
+    return outcome
+
+
+def _train(
+    ask_tell: AskTell,
+    lease: Lease,
+    task: Task,
+    training: AdjustableTraining,
+    *,
+    stopping: Callable[[], bool],
+    on_epoch: Callable[[Epoch], None],
+) -> Outcome:
+    last: Epoch | None = None
+    started = clock = time.perf_counter()
+    while True:
+        try:
+            epoch = training.advance()
+        except AdjustmentRefusedError as refusal:
+            ask_tell.set_attrs(lease, {**training.adjustments.attrs(), "refused": str(refusal)})
+            continue
+        except TrainingError as error:
+            return _fail(ask_tell, lease, error, _attrs(lease, last, started), time.perf_counter() - clock)
+        if epoch is None:
+            break
+        task.require_checkpoint(training.objective, epoch)
+        last, now = epoch, time.perf_counter()
+        reply = ask_tell.report(lease, epoch.number, epoch.value, seconds=now - clock)
+        clock = now
+        on_epoch(epoch)
+        if reply.answer is Answer.ADJUST:
+            _adjust(ask_tell, lease, training, reply)
+        elif reply.answer is not Answer.CONTINUE:
+            if _is_done_with_the_budget(lease, task, training, epoch, reply):
                 break
-            task.require_checkpoint(objective, epoch)
-            last, now = epoch, time.perf_counter()
-            reply = ask_tell.report(lease, epoch.number, epoch.value, seconds=now - clock)
-            clock = now
-            on_epoch(epoch)
-            if reply.answer is Answer.ADJUST:
-                _adjust(ask_tell, lease, training, reply)
-            elif reply.answer is not Answer.CONTINUE:
-                if _is_done_with_the_budget(lease, task, training, epoch, reply):
-                    break
-                return _end_early(ask_tell, lease, task, reply, _attrs(lease, last, started))
-            if task.ends_with(epoch):
-                break
-            if stopping():
-                ask_tell.release(lease)
-                return _outcome(ask_tell, lease, None)
-        handed_on = task.hand_on(ask_tell, lease, training, last)
+            return _end_early(ask_tell, lease, task, reply, _attrs(lease, last, started))
+        if task.ends_with(epoch):
+            break
+        if stopping():
+            ask_tell.release(lease)
+            return _outcome(ask_tell, lease, None)
+    handed_on = task.hand_on(ask_tell, lease, training, last)
     attrs = _attrs(lease, last, started, **training.drop_unsent(training.epoch), **handed_on)
     if last is None:  # a segment of a training that had no further epoch
         return _tell(ask_tell, lease, TrialState.PRUNED, None, attrs)
-    outcome = _tell(ask_tell, lease, TrialState.COMPLETE, lease.last_value, attrs)
-    if task.segment is not None:
-        drop_old_checkpoints(ask_tell)
-    return outcome
+    return _tell(ask_tell, lease, TrialState.COMPLETE, lease.last_value, attrs)
 
 
 def _earlier_attrs(ask_tell: AskTell, lease: Lease) -> dict[str, Any]:

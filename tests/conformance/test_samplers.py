@@ -28,6 +28,7 @@ from tuner.samplers import (
     SAMPLERS,
     CoarseToFineSampler,
     GridSampler,
+    PopulationSampler,
     SamplerContext,
     SobolSampler,
     ViewSampler,
@@ -51,6 +52,12 @@ class TestSobol(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self):
         return lambda: SobolSampler(["x", "y"], seed=0)
+
+
+class TestPopulation(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+    @pytest.fixture
+    def sampler(self):
+        return lambda: PopulationSampler(seed=0, population=3)
 
 
 class TestCoarseToFine(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
@@ -165,7 +172,11 @@ SPACE = Space.model_validate(
         "activation": {"choices": ["relu", "tanh"]},
     }
 )
-QUICK = {"tpe": {"startup_trials": 4}, "gp": {"startup_trials": 4}}
+QUICK = {
+    "tpe": {"startup_trials": 4},
+    "gp": {"startup_trials": 4},
+    "population-based": {"population": 4},
+}
 """Settings under which a sampler begins to learn early."""
 
 
@@ -241,6 +252,7 @@ def test_reverse_log_works_under_every_sampler(name):
         "gp": {"startup_trials": 128},
         "cma-es": {"startup_trials": 128},
         "coarse-to-fine": {"inside": "random", "stages": [128]},
+        "population-based": {"population": 128},
     }
     space = Space.model_validate({"decay": {"low": 0.9, "high": 0.999, "scale": "reverse_log"}})
     sampler = fresh(name, trials=128, space=space, **undirected.get(name, {}))
@@ -319,9 +331,9 @@ def test_a_grid_covers_its_points_exactly_and_ends_the_study():
 
 
 def test_capabilities_are_declared():
-    assert able("conditions") == ["random", "sobol", "tpe", "gp", "coarse-to-fine"]
+    assert able("conditions") == ["random", "sobol", "tpe", "gp", "coarse-to-fine", "population-based"]
     assert able("several_objectives") == ["grid", "random", "sobol", "tpe", "gp"]
-    assert able("by_priority") == [n for n in SAMPLERS if n != "grid"]
+    assert able("by_priority") == [n for n in SAMPLERS if n not in ("grid", "population-based")]
     assert able("parallel") == list(SAMPLERS)
 
 
@@ -376,7 +388,7 @@ def define(**keys):
                     "rate": {"low": 0.1, "high": 1.0, "when": {"kind": "a"}},
                 },
             },
-            "'cma-es' cannot cope with .* these can: random, sobol, tpe, gp, coarse-to-fine",
+            "'cma-es' cannot cope with .* these can: random, sobol, tpe, gp, coarse-to-fine, population-based",
         ),
         (
             {"sampler": {"name": "grid", "stages": "by-priority"}},
@@ -398,7 +410,9 @@ def test_stages_are_lengths_or_by_priority():
     assert define(sampler={"name": "coarse-to-fine", "stages": "by-priority"}).sampler.stages == "by-priority"
 
 
-@pytest.mark.parametrize("name", [slow_if_gp(n) for n in SAMPLERS if n != "grid"])
+# the grid ends first, and a segment of a population keeps its point on purpose (test_population.py holds that no two
+# workers get the same segment)
+@pytest.mark.parametrize("name", [slow_if_gp(n) for n in SAMPLERS if n not in ("grid", "population-based")])
 def test_eight_workers_on_a_quadratic_never_get_the_same_point(name):
     space = Space.model_validate({"x": {"low": -1.0, "high": 1.0}, "y": {"low": -1.0, "high": 1.0}})
     study = optuna.create_study(sampler=fresh(name, space=space, trials=None))

@@ -129,10 +129,12 @@ class Generations:
     def next(self) -> FrozenTrial | None:
         """The finished segment whose member goes on next; None where another member is to begin.
 
-        New members begin until there are `population`, unless some have gone on already; and when none is free.
+        New members begin one after the other until there are `population`, and when none is free: so after the end of
+        all members another population begins.
         """
-        young = all(self.segments[number].generation == 1 for number in self._open)
-        if young and len(self._open) < self.population:
+        newest = max(self.segments, default=None)
+        is_filling = newest is None or self.segments[newest].generation == 1
+        if is_filling and len(self._open) < self.population:
             return None
         free = [number for number in self._open if self.trials[number].state.is_finished()]
         first = min(free, key=lambda number: (self.segments[number].generation, number), default=None)
@@ -236,6 +238,7 @@ class PopulationSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """A draw from the whole range."""
+        self._raise_error_if_multi_objective(study)
         lens = self._lenses.get(param_name)
         seen = param_distribution if lens is None else lens.see(param_distribution)
         value = self._random.sample_independent(study, trial, param_name, seen)

@@ -181,10 +181,7 @@ class TrainingObjective:
 
     def splits(self, seed: Seed) -> Splits:
         """The train, dev and test split of a study."""
-        splits = _cached_split(self.load, seed.study)
-        if self.train_size is None:
-            return splits
-        return splits._replace(train=subsample(splits.train, self.train_size, seed.study))
+        return _cached_splits(self.load, seed.study, self.train_size)
 
     def diagnose(self, epochs: Sequence[Mapping[str, float]], *, best_loss: float | None = None) -> Diagnosis:
         """The diagnosis of a trial from its metrics; `best_loss` is the best train loss known elsewhere."""
@@ -472,5 +469,8 @@ def one_blas_thread() -> Iterator[None]:
 
 
 @lru_cache(maxsize=16)
-def _cached_split(load_data: Load, study: int) -> Splits:
-    return split(load_data(), study)
+def _cached_splits(load_data: Load, study: int, train_size: int | None) -> Splits:
+    splits = split(load_data(), study)
+    if train_size is None:
+        return splits
+    return splits._replace(train=subsample(splits.train, train_size, study))

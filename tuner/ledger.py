@@ -106,7 +106,10 @@ def _started(pid: int) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRow:
-    """A lease as the ledger holds it. `epochs` and `seconds` are what this attempt has spent so far."""
+    """A lease as the ledger holds it. `epochs` and `seconds` are what this attempt has spent so far.
+
+    `expires_at` is in seconds since 1970 by the database's clock; it is known of what was read.
+    """
 
     trial_id: int
     fence: int
@@ -115,6 +118,7 @@ class LeaseRow:
     is_expired: bool
     epochs: int
     seconds: float
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,7 @@ class Ledger:
                 columns.expires_at < _now(session),
                 columns.epochs,
                 columns.seconds,
+                columns.expires_at,
             )
             .where(columns.study_id == study_id)
             .order_by(columns.trial_id)

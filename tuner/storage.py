@@ -37,6 +37,7 @@ __all__ = [
     "SYSTEM_ATTRS",
     "USER_ATTRS",
     "Database",
+    "absolute",
     "cached",
     "exists",
     "open_storage",
@@ -292,6 +293,18 @@ def exists(url: str) -> bool:
     """
     parsed = _parse(url)
     return parsed.get_backend_name() != "sqlite" or Path(parsed.database or "").exists()
+
+
+def absolute(url: str) -> str:
+    """The URL as it reads in any folder of this machine: the path of an SQLite file is made absolute.
+
+    Raises:
+        StorageError: `url` is no URL of a database.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        parsed = parsed.set(database=str(Path(parsed.database or "").resolve()))
+    return parsed.render_as_string(hide_password=False)
 
 
 def safe_url(url: str) -> str:

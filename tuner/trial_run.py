@@ -1,7 +1,7 @@
 """Drive one trial: ask, train, report after each epoch, stop where told to, tell.
 
-What an objective raises is recorded on its trial (`failure`, `traceback` in its attributes) and reported in the
-outcome; it never ends the study by itself.
+What an objective raises is recorded on its trial (`failure`, `error_type`, `traceback` in its attributes) and reported
+in the outcome; it never ends the study by itself.
 """
 
 from __future__ import annotations
@@ -248,6 +248,7 @@ def _fail(
     failure = f"{type(error).__name__}: {error}" if is_error else str(error)
     attrs |= {"failure": failure}
     if is_error:
+        attrs |= {"error_type": type(error).__name__}
         attrs |= {"traceback": "".join(traceback.format_exception(error))}
     ask_tell.tell(lease, TrialState.FAIL, None, attrs, seconds=seconds)
     return _outcome(ask_tell, lease, TrialState.FAIL, failure=failure, is_error=is_error)

@@ -66,21 +66,34 @@ StorageOption = Annotated[
 ]
 WorkersOption = Annotated[
     int,
+    typer.Option("--workers", min=1, help="Trials at once; by default one a core of this machine."),
+]
+ExecutorOption = Annotated[
+    str,
     typer.Option(
-        "--workers", min=1, help="Trials at once, each in a process of its own; by default one a core."
+        "--executor",
+        help="Where trials run: `processes` or `threads` of this machine, or `dask://HOST:PORT`, a Dask scheduler.",
     ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="`json` for other programs.")]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@app.command(epilog="**Examples**\n\n`tuner run digits`\n\n`tuner run my/study.toml --workers 4`")
-def run(study: StudyArgument, storage: StorageOption = DEFAULT_URL, workers: WorkersOption = CORES) -> None:
+@app.command(
+    epilog="**Examples**\n\n`tuner run digits`\n\n`tuner run my/study.toml --workers 4`"
+    "\n\n`tuner run my/study.toml --executor dask://host:8786 --workers 32`"
+)
+def run(
+    study: StudyArgument,
+    storage: StorageOption = DEFAULT_URL,
+    workers: WorkersOption = CORES,
+    executor: ExecutorOption = "processes",
+) -> None:
     """Run one study until its budget is used up; again, and it goes on where it stopped."""
     definition = StudyDefinition.load(find_definition(study))
     manager = StudyManager(storage)
     with _progress(manager, [("trials", definition)]) as on_outcome:
-        finished = manager.run(definition, workers=workers, on_outcome=on_outcome)
+        finished = manager.run(definition, workers=workers, executor=executor, on_outcome=on_outcome)
     _print_best(finished)
     _print_where(storage)
 
@@ -88,10 +101,11 @@ def run(study: StudyArgument, storage: StorageOption = DEFAULT_URL, workers: Wor
 @app.command(
     epilog="**Examples**\n\n`tuner compare digits`\n\n`tuner compare digits --seeds 20 --workers 8 --out digits-20`"
 )
-def compare(
+def compare(  # noqa: PLR0917 - each is an option of the command line
     study: StudyArgument,
     storage: StorageOption = DEFAULT_URL,
     workers: WorkersOption = CORES,
+    executor: ExecutorOption = "processes",
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="Instead of the definition's number.")
     ] = None,
@@ -108,7 +122,7 @@ def compare(
     manager = StudyManager(storage)
     members = [(member.arm, member.definition) for member in definition.members]
     with _progress(manager, members) as on_outcome:
-        result = manager.compare(definition, workers=workers, on_outcome=on_outcome)
+        result = manager.compare(definition, workers=workers, executor=executor, on_outcome=on_outcome)
     out.print(terminal_table(result))
     out.print(result.verdict, soft_wrap=True, markup=False)
     out.print(f"\nReport: {write_report(result, out_folder)}", soft_wrap=True, markup=False)

@@ -174,10 +174,8 @@ def _dask(scheduler: str, _workers: int) -> Iterator[Pool]:
 
     try:
         client = Client(f"tcp://{scheduler}", timeout=CONNECT_SECONDS, set_as_default=False, name="tuner")
-    except (OSError, TimeoutError) as error:
-        raise TunerError(
-            f"no Dask scheduler answers at {scheduler}: {str(error).splitlines()[0] if str(error) else 'no answer'}"
-        ) from None
+    except (OSError, TimeoutError):
+        raise TunerError(f"no Dask scheduler answers at {scheduler} within {CONNECT_SECONDS:.0f} s") from None
     with client:
         # each task is a trial of its own, however alike two of them look; what fails is not to be tried again blindly
         executor = client.get_executor(pure=False, retries=0)

@@ -92,10 +92,13 @@ def _host() -> str:
 
 
 def _started(pid: int) -> float | None:
-    """When a process started; on Linux in ticks since the boot, which no change of the clock moves."""
+    """When a living process started; on Linux in ticks since the boot, which no change of the clock moves."""
     if Path("/proc/self/stat").exists():
         try:
-            return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return (
+                None if fields[0] == "Z" else float(fields[19])
+            )  # a zombie is dead, its parent only has not noticed
         except (FileNotFoundError, ProcessLookupError):
             return None
     try:

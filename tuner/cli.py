@@ -18,10 +18,9 @@ from typing import Annotated, Any, NoReturn
 
 import optuna
 import typer
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -30,9 +29,9 @@ from tuner.catalogue import find_objective, objective_names
 from tuner.definition import ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
 from tuner.manager import StudyManager, StudySummary
+from tuner.progress import RunDisplay
 from tuner.report import finite, terminal_table, write_report
 from tuner.storage import DEFAULT_URL, cached, exists, open_storage, safe_url
-from tuner.trial_run import Outcome
 
 __all__ = ["app", "main"]
 
@@ -284,47 +283,15 @@ def _complain(error: TunerError) -> None:
 
 @contextmanager
 def _progress(manager: StudyManager, members: Sequence[tuple[str, StudyDefinition]]) -> Iterator[Any]:
-    """A bar for each group of studies, with its best value so far; yields what to call with each outcome."""
-    ended = {summary.name: summary for summary in manager.studies(archived=True)}
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[best]}"),
-        TimeRemainingColumn(),
-        console=err,
-    )
-    tasks: dict[str, Any] = {}
-    group_of = {definition.name: group for group, definition in members}
-    directions = {group: definition.direction for group, definition in members}
-    bests: dict[str, float] = {}
-    for group in directions:
-        mine = [definition for g, definition in members if g == group]
-        limits = [definition.trials for definition in mine]
-        total = None if None in limits else sum(limit or 0 for limit in limits)
-        done = sum(ended[d.name].finished for d in mine if d.name in ended)
-        tasks[group] = bars.add_task(group, total=total, completed=done, best="")
-
-    def on_outcome(outcome: Outcome) -> None:
-        if outcome.state is None:
-            return
-        group = group_of[outcome.study]
-        if outcome.state is TrialState.COMPLETE and outcome.value is not None:
-            choose = min if directions[group] == "minimize" else max
-            bests[group] = choose(bests.get(group, outcome.value), outcome.value)
-        shown = f"best {bests[group]:.4g}" if group in bests else ""
-        bars.update(tasks[group], advance=1, best=shown)
-        if outcome.is_error:
-            bars.console.print(
-                f"{outcome.study} trial {outcome.number} failed: {outcome.failure}", markup=False
-            )
-
+    """Shows how the studies get on; yields what to call with each outcome. Ctrl-C ends the command in words."""
+    display = RunDisplay(err, members, manager.studies(archived=True), manager.working)
     try:
-        with bars:
-            yield on_outcome
+        with display:
+            yield display.on_outcome
     except KeyboardInterrupt:
-        done = sum(int(task.completed) for task in bars.tasks)
-        err.print(f"Stopped. {done} finished trials are kept; the same command goes on from there.")
+        err.print(
+            f"Stopped. {display.finished} finished trials are kept; the same command goes on from there."
+        )
         raise typer.Exit(130) from None
 
 

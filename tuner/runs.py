@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import cast
 
 import sqlalchemy as sa
@@ -98,20 +99,21 @@ class Runs:
         ids = {name: self._ledger.database.get_study_id_from_name(name) for name in studies}
         seen: dict[int, LeaseRow] = {}
         living: set[int] = set()
-        while True:
+        for polls in count():
             leased = self._leased(ids)
             if lost := [name for name, row in leased if row.is_expired or _is_gone(row.owner)]:
                 return list(dict.fromkeys(lost))
             for name, row in leased:
                 first = seen.setdefault(row.trial_id, row)
-                if first is row:
-                    _log.info("%s: waiting for a trial in the hands of %s", name, _short(row.owner))
-                elif row.trial_id not in living and _is_renewed(first, row):
+                if polls == 4:
+                    _log.warning("%s: waiting for a trial in the hands of %s", name, _short(row.owner))
+                if row.trial_id not in living and _is_renewed(first, row):
                     living.add(row.trial_id)
                     _log.warning("%s: a trial is left to %s, which works on it", name, _short(row.owner))
             if all(row.trial_id in living for _, row in leased):
                 return []
             sleep(POLL_SECONDS)
+        raise AssertionError
 
     def _leased(self, ids: dict[str, int]) -> list[tuple[str, LeaseRow]]:
         """The leases of running trials, each with its study's name."""

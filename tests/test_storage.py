@@ -12,12 +12,13 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from tuner.errors import StorageError
-from tuner.ledger import metadata
-from tuner.storage import Database, cached, open_storage, safe_url
+from tuner.schema import open_storage
+from tuner.storage import Database, cached, safe_url
+from tuner.tables import metadata
 
 
 def _open_and_create(url: str, number: int) -> str:
-    database = open_storage(url, metadata)
+    database = open_storage(url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     optuna.create_study(study_name=f"s{number}", storage=cached(database))
     database.close()
@@ -28,16 +29,16 @@ def test_many_first_starts_at_once(url: str) -> None:
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
         done = [pool.submit(_open_and_create, url, number) for number in range(4)]
         assert [future.result() for future in done] == ["ok"] * 4
-    database = open_storage(url, metadata)
+    database = open_storage(url)
     assert {study.study_name for study in database.get_all_studies()} == {f"s{n}" for n in range(4)}
     database.close()
 
 
-def test_the_schema_is_optunas_own_and_two_tables_of_ours(url: str) -> None:
-    database = open_storage(url, metadata)
+def test_the_schema_is_optunas_own_and_our_own_tables_beside_it(url: str) -> None:
+    database = open_storage(url)
     there = set(sa.inspect(database.engine).get_table_names())
     optunas = set(optuna.storages._rdb.models.BaseModel.metadata.tables)
-    assert there == optunas | {"alembic_version", "tuner_leases", "tuner_spent"}
+    assert there == optunas | {"alembic_version", "tuner_alembic_version", *metadata.tables}
     assert database.get_current_version() == database.get_head_version()
     database.close()
 
@@ -49,9 +50,15 @@ def test_sqlite_settings_hold_after_pickling(sqlite_url: str) -> None:
         with database.engine.connect() as connection:
             pragma = {
                 name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
-                for name in ("journal_mode", "busy_timeout")
+                for name in ("journal_mode", "busy_timeout", "foreign_keys", "synchronous")
             }
-            assert pragma == {"journal_mode": "wal", "busy_timeout": 30_000}
+            full = 2
+            assert pragma == {
+                "journal_mode": "wal",
+                "busy_timeout": 30_000,
+                "foreign_keys": 1,
+                "synchronous": full,
+            }
             assert connection.connection.in_transaction  # BEGIN IMMEDIATE has been said
         database.close()
 

@@ -1,15 +1,19 @@
 """Ask, report, tell: the one path on which trials come to be, run and end, for local runs and the service alike.
 
-An ask hands out, in this order: a trial whose worker was lost (the same trial, to run again from its start), a waiting
-trial that a person enqueued, a new one if the budget allows. Each comes with a lease; only its holder can report and
-tell. A trial begins with all its parameters in one transaction, and ends in one.
+An ask hands out, in this order: what the same request was given before, a waiting trial (one whose worker was lost, to
+run again from its start; one that was given back; one that a person enqueued), a new one if the budget allows. Each
+comes with a lease; only its holder can report and tell. A trial begins with all its parameters in one transaction, and
+ends in one. Whatever is called again, because nobody heard the answer, is answered as before and counted once; so all
+of it is tried again while the database does not answer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,6 +21,7 @@ from enum import StrEnum
 from typing import Any, cast
 
 import optuna
+import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, _get_single_value
 from optuna.pruners import HyperbandPruner, NopPruner, SuccessiveHalvingPruner, _filter_study
 from optuna.trial import FrozenTrial, TrialState
@@ -24,12 +29,12 @@ from optuna.trial._trial import _LazyTrialSystemAttrs
 from sqlalchemy.orm import Session
 
 from tuner.definition import StudyDefinition
-from tuner.errors import DefinitionError, LeaseLostError
-from tuner.ledger import LeaseRow, Ledger, Owner, Spent
+from tuner.errors import ConflictError, DefinitionError, LeaseLostError, NotFoundError, StorageError
+from tuner.ledger import Command, Ending, HeldLease, Ledger, Owner, Spent
 from tuner.samplers import HeldWrites, StudyView
-from tuner.storage import SYSTEM_ATTRS
+from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, patiently
 
-__all__ = ["Answer", "AskTell", "Lease"]
+__all__ = ["Answer", "AskTell", "Lease", "Reply"]
 
 UNBORN = -1
 """The id of a trial that is not in the database yet."""
@@ -41,7 +46,19 @@ class Answer(StrEnum):
     CONTINUE = "continue"
     PRUNE = "prune"
     STOP = "stop"
-    """The study's budget is used up: end the trial here."""
+    """End the trial here: the study's budget is used up, or a person wants it."""
+    ADJUST = "adjust"
+    """Go on with other hyperparameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a worker is told after a report, and by whom where it was a person."""
+
+    answer: Answer
+    adjustment: Mapping[str, Any] = field(default_factory=dict)
+    """With ADJUST, the new values by name."""
+    by: str = ""
 
 
 @dataclass(slots=True)
@@ -64,6 +81,8 @@ class Lease:
 
 class AskTell:
     """Ask and tell for one study.
+
+    All methods try again while the database does not answer, and raise StorageUnavailableError if that lasts.
 
     Args:
         study: opened on the ledger's database, with the definition's sampler and pruner.
@@ -90,55 +109,93 @@ class AskTell:
         self._trial_limit = definition.trials
         self._ended = -1
 
-    def ask(self) -> Lease | None:
-        """A trial to run, or None if the budget allows no more."""
-        self._forget_trials()  # read anew once an ask, as Optuna does
-        with self._locked() as session:
-            lost = self._take_over(session)
-            spent = self.ledger.spent(session, self._study_id)
-        if lost is not None:
-            trial = self.ledger.database.get_trial(lost.trial_id)
-            params, distributions = trial.params, trial.distributions
-            return Lease(lost.trial_id, trial.number, params, distributions, lost.fence, lost.attempt)
-        self._ended = spent.ended
-        if not self._allows_trial(spent):
-            return None
-        return self._claim_waiting() or self._begin()
+    def ask(self, request_id: str | None = None, *, params: Mapping[str, Any] | None = None) -> Lease | None:
+        """A trial to run, or None if the budget allows no more.
 
-    def report(self, lease: Lease, epoch: int, value: float, *, seconds: float = 0.0) -> Answer:
-        """Record the value after an epoch that was not reported yet, renew the lease, and say whether to go on.
+        Args:
+            request_id: 1 to 128 characters that name this request: asked again with the same, also after a crash,
+                the same trial is handed out. By default each call is another request.
+            params: begin a new trial at this point; what it leaves open, the sampler chooses.
 
-        `seconds` is what has passed since the last report. An epoch beyond the budget is not recorded.
+        Raises:
+            DefinitionError: `params` is not in the study's space, or the request id is none.
+        """
+        if request_id is not None and not (0 < len(request_id) <= 128 and "\0" not in request_id):
+            raise DefinitionError(
+                f"a request id has 1 to 128 characters, none of them NUL; got {request_id!r}"
+            )
+        given = dict(params or {})
+        if given:
+            self.definition.space.check(given)
+        return self._ask(request_id or uuid.uuid4().hex, given)
+
+    @patiently
+    def _ask(self, request_id: str, given: dict[str, Any]) -> Lease | None:
+        while True:
+            self._forget_trials()  # read anew once an ask, as Optuna does
+            with self.ledger.transaction(Mode.READ) as session:
+                granted = self.ledger.granted_to(session, self._study_id, request_id)
+                leases = self.ledger.open_leases(session, self._study_id)
+                spent = self.ledger.spent(session, self._study_id)
+                trials = self._trials()
+            if granted is not None:
+                return self._as_granted(*granted)
+            lost = [lease for lease in leases if lease.is_lost]
+            if lost:
+                self._end_lost(lost)
+                continue
+            self._ended = spent.ended
+            try:
+                if not given:
+                    for trial in trials:
+                        if trial.state == TrialState.WAITING:
+                            lease = self._claim(trial, request_id)
+                            if lease is not None:
+                                return lease
+                number = len(trials)
+                return self._begin(number, request_id, given) if self._allows_trial(spent) else None
+            except _TakenError:
+                continue  # another was quicker: look again
+
+    @patiently
+    def report(self, lease: Lease, epoch: int, value: float, *, seconds: float = 0.0) -> Reply:
+        """Record the value after an epoch, renew the lease, and say whether to go on; see `report_many`."""
+        return self._report(lease, {epoch: value}, seconds)
+
+    @patiently
+    def report_many(self, lease: Lease, values: Mapping[int, float], *, seconds: float = 0.0) -> Reply:
+        """Record values by epoch in one transaction, renew the lease, and say whether to go on.
+
+        What was reported before is answered again and counted once. Epochs beyond the budget are not recorded.
+
+        Args:
+            lease: of the trial.
+            values: at least one; the pruner is asked about the last.
+            seconds: what has passed since the last report.
 
         Raises:
             LeaseLostError: another has the trial now, or it was ended by hand.
-            ValueError: `epoch` is no whole number from 0 to 2³¹ − 1.
+            ConflictError: another value was reported for one of these epochs before.
+            ValueError: an epoch is no whole number from 0 to 2³¹ − 1, or there is none.
         """
-        epoch, value = operator.index(epoch), float(value)
-        if not 0 <= epoch < 2**31:
-            raise ValueError(f"an epoch's number lies in 0 … 2147483647; got {epoch}")
-        with self._locked() as session:
-            self._require_running(session, lease)
-            spent = self.ledger.spent(session, self._study_id)
-            if self._is_exhausted(spent):
-                return Answer.STOP
-            self.ledger.renew(session, self._study_id, lease.trial_id, lease.fence, epochs=1, seconds=seconds)
-            self.ledger.database.report_value(session, lease.trial_id, epoch, value)
-        lease.values[epoch] = value
-        if self._is_exhausted(replace(spent, epochs=spent.epochs + 1, seconds=spent.seconds + seconds)):
-            return Answer.STOP
-        self._notice(spent)
-        return Answer.PRUNE if self._should_prune(lease) else Answer.CONTINUE
+        return self._report(lease, values, seconds)
 
-    def heartbeat(self, lease: Lease) -> None:
-        """Renew the lease without news.
+    def heartbeat(self, lease: Lease) -> Reply:
+        """Renew the lease without news. Says STOP or ADJUST if the next report will.
+
+        Not tried again: the next one comes soon.
 
         Raises:
             LeaseLostError: another has the trial now.
         """
-        with self.ledger.transaction() as session:
-            self.ledger.renew(session, self._study_id, lease.trial_id, lease.fence)
+        with self.ledger.transaction(Mode.RELAXED) as session:
+            commands = self.ledger.renew(session, self._study_id, lease.trial_id, lease.fence)
+            if not commands:
+                return Reply(Answer.CONTINUE)
+            waiting = self.ledger.waiting(session, self._study_id, lease.trial_id)
+        return _reply(waiting) or Reply(Answer.CONTINUE)
 
+    @patiently
     def tell(
         self,
         lease: Lease,
@@ -147,54 +204,161 @@ class AskTell:
         attrs: Mapping[str, Any] | None = None,
         *,
         seconds: float = 0.0,
-    ) -> None:
-        """End the trial with its value and attributes, in one transaction.
+    ) -> TrialState:
+        """End the trial with its value and attributes, in one transaction; the state that it ended in.
 
-        `seconds` is what has passed since the last report. A trial that reported nothing counts as one epoch, so that
-        every trial brings a budget nearer to its end. NaN is no value: a pruned trial is stored without.
+        The same told again is answered as before. A trial that reported nothing counts as one epoch, so that every
+        trial brings a budget nearer to its end. ±inf is a value as any other. NaN is none: a trial that is completed
+        with it has failed, with the reason in its attribute `failure`; a pruned one is stored without.
+
+        Args:
+            lease: of the trial.
+            state: COMPLETE, PRUNED or FAIL.
+            value: of a completed trial, or the last of a pruned one.
+            attrs: user attributes to keep with it.
+            seconds: what has passed since the last report.
 
         Raises:
             LeaseLostError: another has the trial now, or it was ended by hand; nothing is written over.
-            ValueError: a trial is to be completed without a value, or with NaN.
+            ConflictError: something else was told before.
+            ValueError: a trial is to be completed without a value.
         """
-        value = None if value is None or math.isnan(value) else float(value)
         if state is TrialState.COMPLETE and value is None:
             raise ValueError(f"a completed trial needs a number as its value; trial {lease.number} has none")
-        values = None if value is None else [value]
+        attrs = dict(attrs or {})
+        if value is not None and math.isnan(value):
+            value = None
+            if state is TrialState.COMPLETE:
+                state, attrs = TrialState.FAIL, {"failure": "the value is not a number", **attrs}
+        values = None if value is None else [float(value)]
+        told = {"state": state.name, "values": None if values is None else [repr(v) for v in values]}
         trial = self._frozen(lease)
         self.study.sampler.after_trial(_filter_study(self.study, trial), trial, state, values)
-        unreported = 0 if lease.values else 1
-        with self._locked() as session:
-            self._require_running(session, lease)
-            self.ledger.end(
-                session, self._study_id, lease.trial_id, lease.fence, epochs=unreported, seconds=seconds
-            )
-            self.ledger.database.finish_trial(session, lease.trial_id, state, values, attrs or {})
+        epochs = 0 if lease.values else 1
+        key = (self._study_id, lease.trial_id, lease.fence)
+        try:
+            with self.ledger.transaction() as session:
+                self.ledger.spend(session, self._study_id, ended=1, epochs=epochs, seconds=seconds)
+                self.ledger.end(session, *key, Ending.TOLD, told=told, epochs=epochs, seconds=seconds)
+                if not self.ledger.database.finish_trial(session, lease.trial_id, state, values, attrs):
+                    raise LeaseLostError(f"trial {lease.number} has ended already, perhaps by hand")
+        except LeaseLostError:
+            with self.ledger.transaction(Mode.READ) as session:
+                if not self.ledger.was_told(session, *key, told):
+                    raise
+        return state
 
+    @patiently
     def release(self, lease: Lease) -> None:
-        """Give the trial back unfinished: the next ask hands it out again.
+        """Give the trial back unfinished: the next ask hands it out again, and no attempt is held against it.
 
         Raises:
             LeaseLostError: another has the trial now.
         """
         with self.ledger.transaction() as session:
-            self.ledger.expire(session, lease.trial_id, lease.fence)
+            held = self._held(session, lease)
+            self._let_go(session, held, Ending.RELEASED)
 
+    @patiently
+    def reap(self) -> int:
+        """End the leases whose owners are gone or silent; the next asks hand their trials out. How many there were."""
+        return self._end_lost([lease for lease in self.open_leases() if lease.is_lost])
+
+    @patiently
+    def open_leases(self) -> list[HeldLease]:
+        """Who works on which trial at the moment."""
+        with self.ledger.transaction(Mode.READ) as session:
+            return self.ledger.open_leases(session, self._study_id)
+
+    @patiently
     def spent(self) -> Spent:
         """What the study has used so far."""
-        with self.ledger.transaction() as session:
+        with self.ledger.transaction(Mode.READ) as session:
             return self.ledger.spent(session, self._study_id)
 
+    def adjust(self, number: int, values: Mapping[str, Any], *, by: str = "") -> None:
+        """Let a running trial, wherever it runs, go on with other hyperparameters after its next report.
+
+        Args:
+            number: of the trial.
+            values: new values by name; whether the objective can adjust these, the caller has to know.
+            by: who wants it.
+
+        Raises:
+            NotFoundError: there is no such trial.
+            ConflictError: it is not running under a lease.
+            DefinitionError: there is nothing to adjust.
+        """
+        if not values:
+            raise DefinitionError("an adjustment needs at least one hyperparameter; got none")
+        self._command(number, Command("adjust", dict(values), by))
+
+    def stop(self, number: int, *, by: str = "") -> None:
+        """Let a running trial, wherever it runs, end with its next report; errors as in `adjust`."""
+        self._command(number, Command("stop", {}, by))
+
+    @patiently
+    def set_attrs(self, lease: Lease, attrs: Mapping[str, Any]) -> None:
+        """Set user attributes of a running trial.
+
+        Raises:
+            LeaseLostError: another has the trial now, or it was ended by hand.
+        """
+        with self._leased(lease) as session:
+            self.ledger.database.set_attrs(session, USER_ATTRS, lease.trial_id, attrs)
+
+    @patiently
+    def rewind(self, lease: Lease, epoch: int) -> None:
+        """Forget what was reported after `epoch`: the training goes on from there. What was spent stays spent.
+
+        Raises:
+            LeaseLostError: another has the trial now, or it was ended by hand.
+        """
+        with self._leased(lease) as session:
+            self.ledger.database.forget_reports(session, lease.trial_id, after=epoch)
+        lease.values = {e: value for e, value in lease.values.items() if e <= epoch}
+
+    @patiently
+    def save_checkpoint(self, lease: Lease, epoch: int, data: bytes) -> None:
+        """Keep the training's state after `epoch`, instead of an earlier one.
+
+        Raises:
+            LeaseLostError: another has the trial now, or it was ended by hand.
+        """
+        with self._leased(lease) as session:
+            self.ledger.save_checkpoint(session, self._study_id, lease.trial_id, epoch, data)
+
+    @patiently
+    def checkpoint(self, number: int) -> tuple[int, bytes] | None:
+        """Epoch and state of the last checkpoint of trial `number`; None if there is none.
+
+        Raises:
+            NotFoundError: there is no such trial.
+        """
+        with self.ledger.transaction(Mode.READ) as session:
+            return self.ledger.checkpoint(session, self._study_id, self._trial(number)._trial_id)
+
     @contextmanager
-    def _locked(self) -> Iterator[Session]:
-        """A transaction that no other of this study runs beside."""
+    def _leased(self, lease: Lease) -> Iterator[Session]:
+        """A transaction under a lease, which it renews."""
         with self.ledger.transaction() as session:
-            self.ledger.database.lock_study(session, self._study_id)
+            self.ledger.renew(session, self._study_id, lease.trial_id, lease.fence)
+            self._require_running(session, lease)
             yield session
 
     def _require_running(self, session: Session, lease: Lease) -> None:
         if not self.ledger.database.is_running(session, lease.trial_id):
             raise LeaseLostError(f"trial {lease.number} has ended already, perhaps by hand")
+
+    def _held(self, session: Session, lease: Lease) -> HeldLease:
+        """The lease as the ledger has it.
+
+        Raises:
+            LeaseLostError: it has ended.
+        """
+        self.ledger.renew(session, self._study_id, lease.trial_id, lease.fence)
+        found = self.ledger.open_leases(session, self._study_id, trial_id=lease.trial_id)
+        return found[0]
 
     @property
     def _study_id(self) -> int:
@@ -211,77 +375,231 @@ class AskTell:
             self._trial_limit is None or spent.trials < self._trial_limit
         )
 
-    def _take_over(self, session: Session) -> LeaseRow | None:
-        """The lease on a trial whose worker is lost, now ours; None if there is none."""
-        for row in self.ledger.open_leases(session, self._study_id):
-            owner = Owner.parse(row.owner)
-            if not (row.is_expired or (owner is not None and owner.is_gone())):
-                continue
-            if not self.ledger.database.is_running(session, row.trial_id):  # ended by hand, then left alone
-                self.ledger.end(session, self._study_id, row.trial_id, row.fence)
-                continue
-            if row.attempt >= self.max_attempts:
-                self._give_up(session, row)
-                continue
-            taken = self.ledger.take_over(session, self._study_id, row, self.owner)
-            if taken is not None:
-                self.ledger.database.forget_reports(session, row.trial_id)
-                return taken
-        return None
-
-    def _give_up(self, session: Session, row: LeaseRow) -> None:
-        reason = f"its worker was lost {row.attempt} times, last {row.owner}"
-        self.ledger.end(session, self._study_id, row.trial_id, row.fence)
-        self.ledger.database.finish_trial(
-            session, row.trial_id, TrialState.FAIL, None, {"failure": reason, "attempts": row.attempt}
+    def _as_granted(self, trial_id: int, fence: int, attempt: int) -> Lease:
+        """The lease that a request was granted before, as far as it has come."""
+        trial = self.ledger.database.get_trial(trial_id)
+        return Lease(
+            trial_id,
+            trial.number,
+            trial.params,
+            trial.distributions,
+            fence,
+            attempt,
+            dict(trial.intermediate_values),
         )
 
-    def _claim_waiting(self) -> Lease | None:
-        for trial in self._trials():
-            if trial.state != TrialState.WAITING:
-                continue
-            database = self.ledger.database
-            given = trial.system_attrs.get("fixed_params", {})
-            try:
-                if len(self.definition.space):
-                    self.definition.space.check(given)
-            except DefinitionError as error:
-                with self._locked() as session:
-                    if database.claim_trial(session, trial._trial_id):
-                        failure = {"failure": f"enqueued outside the space: {error}"}
-                        database.finish_trial(session, trial._trial_id, TrialState.FAIL, None, failure)
-                continue
-            params, distributions, attrs = self._choose(trial.number, given)
-            with self._locked() as session:
-                if not self._allows_trial(self.ledger.spent(session, self._study_id)):
-                    return None
-                if not database.claim_trial(session, trial._trial_id):
-                    continue  # another was quicker
-                database.set_params(session, trial._trial_id, params, distributions)
-                database.set_attrs(session, SYSTEM_ATTRS, trial._trial_id, attrs)
-                fence = self.ledger.grant(session, self._study_id, trial._trial_id, self.owner)
-            return Lease(trial._trial_id, trial.number, params, distributions, fence)
-        return None
+    def _end_lost(self, lost: list[HeldLease]) -> int:
+        """Let the trials of lost leases wait for others, those on their last attempt fail."""
+        ended = 0
+        for lease in lost:
+            with contextlib.suppress(LeaseLostError), self.ledger.transaction() as session:
+                self._let_go(session, lease, Ending.LOST)
+                ended += 1
+        return ended
 
-    def _begin(self) -> Lease | None:
-        """Begin a new trial; None if others have used up the budget meanwhile.
+    def _let_go(self, session: Session, lease: HeldLease, ending: Ending) -> None:
+        """End a lease without a result; what the attempt spent is given back, as it runs again from its start.
+
+        Raises:
+            LeaseLostError: it has ended already.
+        """
+        database, key = self.ledger.database, (self._study_id, lease.trial_id, lease.fence)
+        if not database.is_running(session, lease.trial_id):  # ended by hand, then left alone
+            self.ledger.spend(session, self._study_id, ended=1)
+            self.ledger.end(session, *key, Ending.BY_HAND)
+        elif ending is Ending.LOST and lease.attempt >= self.max_attempts:
+            self.ledger.spend(session, self._study_id, ended=1)
+            self.ledger.end(session, *key, ending)
+            attempts = self.ledger.history(session, self._study_id, lease.trial_id)
+            reason = f"its worker was lost {lease.attempt} times, last {lease.owner}"
+            attrs = {"failure": reason, "attempts": lease.attempt, "attempt_history": attempts}
+            database.finish_trial(session, lease.trial_id, TrialState.FAIL, None, attrs)
+        else:
+            self.ledger.spend(session, self._study_id, epochs=-lease.epochs, seconds=-lease.seconds)
+            self.ledger.end(session, *key, ending)
+            database.forget_reports(session, lease.trial_id)
+            database.move_trial(session, lease.trial_id, TrialState.RUNNING, TrialState.WAITING)
+
+    def _claim(self, trial: FrozenTrial, request_id: str) -> Lease | None:
+        """A lease on a waiting trial; None if it was ended as impossible, or the budget does not allow it.
+
+        Raises:
+            _TakenError: another was quicker.
+        """
+        database, trial_id = self.ledger.database, trial._trial_id
+        given = trial.system_attrs.get("fixed_params", {})
+        try:
+            if len(self.definition.space) and not trial.params:
+                self.definition.space.check(given)
+        except DefinitionError as error:
+            failure = {"failure": f"enqueued outside the space: {error}"}
+            with self.ledger.transaction() as session:
+                database.finish_trial(session, trial_id, TrialState.FAIL, None, failure)
+            return None
+        params, distributions = trial.params, trial.distributions
+        attrs: dict[str, Any] = {}
+        if not params:  # one that has run before has all of them
+            params, distributions, attrs = self._choose(trial.number, given)
+        with self._taking() as session:
+            last = self.ledger.last_lease(session, self._study_id, trial_id)
+            spent = self.ledger.spend(session, self._study_id, trials=0 if last else 1)
+            if last is None and not self._allowed(spent):
+                session.rollback()
+                return None
+            if not database.move_trial(session, trial_id, TrialState.WAITING, TrialState.RUNNING):
+                raise _TakenError
+            if not trial.params:
+                database.set_params(session, trial_id, params, distributions)
+                database.set_attrs(session, SYSTEM_ATTRS, trial_id, attrs)
+            lease = Lease(trial_id, trial.number, params, distributions, fence=1)
+            if last is not None:
+                fence, attempt, ending = last
+                if ending is None:  # begun, and ended by a later look, since this transaction began
+                    raise _TakenError
+                lease.fence, lease.attempt = fence + 1, attempt + (ending is Ending.LOST)
+            self._grant(session, lease, request_id)
+        return lease
+
+    def _begin(self, number: int, request_id: str, given: Mapping[str, Any]) -> Lease | None:
+        """A lease on a new trial; None if others have used up the budget meanwhile.
 
         What a sampler chooses depends on the trial's number, so the number must be known before the trial exists: if
         another asker takes it meanwhile, the choice is made again for the next one.
+
+        Raises:
+            _TakenError: another has taken the number.
         """
+        params, distributions, attrs = self._choose(number, given)
+        with self._taking() as session:
+            database = self.ledger.database
+            database.lock_study(session, self._study_id)
+            trial_id = database.create_trial(
+                session, self._study_id, number, params=params, distributions=distributions, attrs=attrs
+            )
+            if trial_id is None:
+                raise _TakenError
+            if not self._allowed(self.ledger.spend(session, self._study_id, trials=1)):
+                session.rollback()
+                return None
+            lease = Lease(trial_id, number, params, distributions, fence=1)
+            self._grant(session, lease, request_id)
+        return lease
+
+    @contextmanager
+    def _taking(self) -> Iterator[Session]:
+        """A transaction that takes a trial; the same request in another thread or process may have been quicker."""
+        try:
+            with self.ledger.transaction() as session:
+                yield session
+        except StorageError as error:
+            if isinstance(error.__cause__, sa.exc.IntegrityError):
+                raise _TakenError from error
+            raise
+
+    def _allowed(self, spent: Spent) -> bool:
+        """Whether a trial that `spent` counts already may begin."""
+        return self._allows_trial(replace(spent, trials=spent.trials - 1))
+
+    def _grant(self, session: Session, lease: Lease, request_id: str) -> None:
+        self.ledger.grant(
+            session,
+            self._study_id,
+            lease.trial_id,
+            self.owner,
+            request_id,
+            fence=lease.fence,
+            attempt=lease.attempt,
+        )
+
+    def _report(self, lease: Lease, values: Mapping[int, float], seconds: float) -> Reply:
+        values = {_checked(epoch): float(value) for epoch, value in sorted(values.items())}
+        if not values:
+            raise ValueError("a report needs at least one epoch")
+        known: dict[int, float] = {}
+        room = len(values)
         while True:
-            number = len(self._trials())
-            params, distributions, attrs = self._choose(number, {})
-            template = _running_trial(UNBORN, number, params, distributions, attrs)
-            with self._locked() as session:
-                trial_id = self.ledger.database.create_trial(session, self._study_id, number, template)
-                if trial_id is not None:
-                    if not self._allows_trial(self.ledger.spent(session, self._study_id)):
-                        session.rollback()
-                        return None
-                    fence = self.ledger.grant(session, self._study_id, trial_id, self.owner)
-                    return Lease(trial_id, number, params, distributions, fence)
-            self._forget_trials()
+            new = dict([item for item in values.items() if item[0] not in known][:room])
+            if not new and not known:
+                return Reply(Answer.STOP)
+            try:
+                reply = self._record(lease, new, max(values), seconds if new else 0.0)
+                break
+            except _RepeatedError:
+                assert not known
+                known = self._known(lease, values)
+            except _BeyondBudgetError as beyond:
+                room = beyond.room
+        lease.values |= known | new
+        if reply.answer is Answer.CONTINUE and self._should_prune(lease):
+            return Reply(Answer.PRUNE)
+        return reply
+
+    def _known(self, lease: Lease, values: Mapping[int, float]) -> dict[int, float]:
+        """Those of the values that were reported before.
+
+        Raises:
+            ConflictError: as other values.
+        """
+        with self.ledger.transaction(Mode.READ) as session:
+            before = self.ledger.database.reports(session, lease.trial_id)
+        known = {epoch: before[epoch] for epoch in values if epoch in before}
+        for epoch, value in known.items():
+            if value != values[epoch] and not (math.isnan(value) and math.isnan(values[epoch])):
+                raise ConflictError(
+                    f"trial {lease.number}: {value} was reported for epoch {epoch} before; now {values[epoch]}"
+                )
+        return known
+
+    def _record(self, lease: Lease, new: Mapping[int, float], last: int, seconds: float) -> Reply:
+        """Record new values; the reply to a report up to the epoch `last`.
+
+        Raises:
+            _RepeatedError: some of them were reported before; nothing is recorded.
+            _BeyondBudgetError: the budget has no room for all of them; nothing is recorded.
+        """
+        database, key = self.ledger.database, (self._study_id, lease.trial_id, lease.fence)
+        with self.ledger.transaction(Mode.RELAXED) as session:
+            spent = self.ledger.spend(session, self._study_id, epochs=len(new), seconds=seconds)
+            before = replace(spent, epochs=spent.epochs - len(new), seconds=spent.seconds - seconds)
+            room = self._room(before)
+            if room < len(new):
+                raise _BeyondBudgetError(room)
+            commands = self.ledger.renew(session, *key, epochs=len(new), seconds=seconds)
+            self._require_running(session, lease)
+            if new and not database.report_values(session, lease.trial_id, new):
+                raise _RepeatedError
+            if self._is_exhausted(spent):
+                return Reply(Answer.STOP)
+            delivered: list[Command] = []
+            if commands:
+                delivered = self.ledger.deliver(session, *key, last)
+            elif not new:
+                delivered = self.ledger.delivered(session, *key, last)
+        self._notice(spent)
+        return _reply(delivered) or Reply(Answer.CONTINUE)
+
+    def _room(self, spent: Spent) -> float:
+        """For how many more epochs the budget has room."""
+        if self._is_exhausted(spent):
+            return 0
+        budget = self.definition.budget.epochs
+        return math.inf if budget is None else budget - spent.epochs
+
+    @patiently
+    def _command(self, number: int, command: Command) -> None:
+        trial_id = self._trial(number)._trial_id
+        with self.ledger.transaction() as session:
+            if not self.ledger.command(session, self._study_id, trial_id, command):
+                session.rollback()
+                raise ConflictError(
+                    f"{self.study.study_name}: nobody is running trial {number}, so nobody can {command.kind} it"
+                )
+
+    def _trial(self, number: int) -> FrozenTrial:
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.number == number:
+                return trial
+        raise NotFoundError(f"{self.study.study_name} has no trial {number}")
 
     def _choose(
         self, number: int, given: Mapping[str, Any]
@@ -339,6 +657,38 @@ class AskTell:
         trial = _running_trial(lease.trial_id, lease.number, lease.params, lease.distributions, attrs)
         trial.intermediate_values = dict(lease.values)
         return trial
+
+
+class _TakenError(Exception):
+    """Another asker has taken the trial or its number."""
+
+
+class _RepeatedError(Exception):
+    """Something was reported before."""
+
+
+class _BeyondBudgetError(Exception):
+    """The budget has room for `room` epochs, and no more."""
+
+    def __init__(self, room: float) -> None:
+        super().__init__(room)
+        self.room = int(room)  # what there is no end of, nothing goes beyond
+
+
+def _checked(epoch: int) -> int:
+    epoch = operator.index(epoch)
+    if not 0 <= epoch < 2**31:
+        raise ValueError(f"an epoch's number lies in 0 … 2147483647; got {epoch}")
+    return epoch
+
+
+def _reply(commands: Sequence[Command]) -> Reply | None:
+    """What several commands come to: any stop stops, of two adjustments of one hyperparameter the later counts."""
+    by = ", ".join(dict.fromkeys(command.by for command in commands if command.by))
+    if any(command.kind == "stop" for command in commands):
+        return Reply(Answer.STOP, by=by)
+    adjustment = {name: value for command in commands for name, value in command.values.items()}
+    return Reply(Answer.ADJUST, adjustment, by) if adjustment else None
 
 
 def _running_trial(

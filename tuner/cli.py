@@ -31,7 +31,8 @@ from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerErr
 from tuner.manager import StudyManager, StudySummary
 from tuner.progress import RunDisplay
 from tuner.report import finite, terminal_table, write_report
-from tuner.storage import DEFAULT_URL, cached, exists, open_storage, safe_url
+from tuner.schema import exists, open_storage
+from tuner.storage import DEFAULT_URL, cached, safe_url
 
 __all__ = ["app", "main"]
 

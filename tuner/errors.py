@@ -9,6 +9,7 @@ __all__ = [
     "MissingDependencyError",
     "NotFoundError",
     "StorageError",
+    "StorageUnavailableError",
     "TunerError",
 ]
 
@@ -39,3 +40,7 @@ class LeaseLostError(TunerError):
 
 class StorageError(TunerError):
     """The database cannot be opened or used; the text says which and why."""
+
+
+class StorageUnavailableError(StorageError):
+    """The database does not answer just now: it is gone, restarting, or kept busy. Another try may go through."""

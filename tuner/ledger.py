@@ -1,54 +1,36 @@
-"""Own tables beside Optuna's: who works on which trial, and what each study has spent.
+"""Who works on which trial, and what each study has spent: the tables of `tuner.tables` at work.
 
-A running trial has a *lease*: its owner, a fencing id that grows with every take-over, how many attempts there were,
-and when it expires by the database's clock. Whoever holds an older fencing id is refused, so that a worker believed
-dead cannot overwrite what its successor did. A lease ends with its trial.
+A running trial has a *lease*: its owner, a fencing id that grows with every lease on the trial, how many attempts there
+were, and when it expires by the database's clock. Whoever holds an older fencing id is refused, so that a worker
+believed dead cannot overwrite what its successor did. A lease that has ended keeps how, and what was told: the same
+request, report or tell again gets the same answer.
+
+Rows are locked in one order everywhere, so that nothing waits in a circle: study, spent, lease, trial.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from tuner.errors import LeaseLostError
-from tuner.storage import Database
+from tuner.errors import ConflictError, LeaseLostError
+from tuner.storage import Database, Mode
+from tuner.tables import CheckpointRow, CommandRow, LeaseRow, SpentRow, metadata
 
-__all__ = ["LeaseRow", "Ledger", "Owner", "Spent", "metadata"]
-
-metadata = sa.MetaData()
-
-_leases = sa.Table(
-    "tuner_leases",
-    metadata,
-    sa.Column("trial_id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("study_id", sa.Integer, nullable=False, index=True),
-    sa.Column("owner", sa.String(255), nullable=False),
-    sa.Column("fence", sa.Integer, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("expires_at", sa.Float(53), nullable=False),
-    sa.Column("epochs", sa.Integer, nullable=False),
-    sa.Column("seconds", sa.Float(53), nullable=False),
-)
-
-_spent = sa.Table(
-    "tuner_spent",
-    metadata,
-    sa.Column("study_id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("trials", sa.Integer, nullable=False),
-    sa.Column("ended", sa.Integer, nullable=False),
-    sa.Column("epochs", sa.Integer, nullable=False),
-    sa.Column("seconds", sa.Float(53), nullable=False),
-)
+__all__ = ["Command", "Ending", "HeldLease", "Ledger", "Owner", "Spent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +89,36 @@ def _started(pid: int) -> float | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseRow:
-    """A lease as the ledger holds it. `epochs` and `seconds` are what this attempt has spent so far.
+class Ending(StrEnum):
+    """How a lease ended."""
 
-    `expires_at` is in seconds since 1970 by the database's clock; it is known of what was read.
-    """
+    TOLD = "told"
+    LOST = "lost"
+    """It expired, or its owner is gone; the trial waits for another, unless it was the last attempt."""
+    RELEASED = "released"
+    """Given back in order; the trial waits for another."""
+    BY_HAND = "by hand"
+    """Somebody ended the trial in the dashboard, say; the lease ran out after that."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLease:
+    """A lease as the ledger holds it. `epochs` and `seconds` are what this attempt has spent so far."""
 
     trial_id: int
     fence: int
     attempt: int
     owner: str
-    is_expired: bool
+    expires_in: float
+    """Seconds from now; negative once it has expired."""
     epochs: int
     seconds: float
-    expires_at: float | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nobody is working on the trial any more."""
+        owner = Owner.parse(self.owner)
+        return self.expires_in < 0 or (owner is not None and owner.is_gone())
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +131,22 @@ class Spent:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a person asks of a running trial. `values` are new values by name, of an `adjust`; empty for a `stop`."""
+
+    kind: str
+    values: Mapping[str, Any]
+    by: str
+
+
+# plain tables: what is written and read here are rows, not objects that a session keeps
+_LEASES, _BOOKS, _COMMANDS, _CHECKPOINTS = (
+    cast("sa.Table", row.__table__) for row in (LeaseRow, SpentRow, CommandRow, CheckpointRow)
+)
+_SPENT = (_BOOKS.c.trials, _BOOKS.c.ended, _BOOKS.c.epochs, _BOOKS.c.seconds)
+
+
 class Ledger:
     """The ledger in one database. Methods that take a session are part of the caller's transaction."""
 
@@ -141,61 +154,83 @@ class Ledger:
         self.database = database
         self.lease_seconds = lease_seconds
 
-    @contextmanager
-    def transaction(self) -> Iterator[Session]:
+    def transaction(self, mode: Mode = Mode.DURABLE) -> AbstractContextManager[Session]:
         """A transaction over Optuna's tables and the ledger's."""
-        with self.database.transaction() as session:
-            yield session
+        return self.database.transaction(mode)
 
-    def open_leases(self, session: Session, study_id: int) -> list[LeaseRow]:
-        """The leases of a study's running trials, by trial id."""
-        columns = _leases.c
+    def open_study(self, session: Session, study_id: int) -> None:
+        """Begin the books of a new study, and forget those of a deleted one that had its id."""
+        for table in metadata.tables.values():
+            if "study_id" in table.c:
+                session.execute(sa.delete(table).where(table.c.study_id == study_id))
+        session.execute(sa.insert(_BOOKS).values(study_id=study_id))
+
+    def open_leases(self, session: Session, study_id: int, *, trial_id: int | None = None) -> list[HeldLease]:
+        """The leases of a study's running trials, by trial id; or only that of one trial."""
         query = (
             sa.select(
-                columns.trial_id,
-                columns.fence,
-                columns.attempt,
-                columns.owner,
-                columns.expires_at < _now(session),
-                columns.epochs,
-                columns.seconds,
-                columns.expires_at,
+                _LEASES.c.trial_id,
+                _LEASES.c.fence,
+                _LEASES.c.attempt,
+                _LEASES.c.owner,
+                _LEASES.c.expires_at - self._now(),
+                _LEASES.c.epochs,
+                _LEASES.c.seconds,
             )
-            .where(columns.study_id == study_id)
-            .order_by(columns.trial_id)
+            .where(_LEASES.c.study_id == study_id, _LEASES.c.ending.is_(None))
+            .order_by(_LEASES.c.trial_id)
         )
-        return [LeaseRow(*row) for row in session.execute(query)]
+        if trial_id is not None:
+            query = query.where(_LEASES.c.trial_id == trial_id)
+        return [HeldLease(*row) for row in session.execute(query)]
 
-    def grant(self, session: Session, study_id: int, trial_id: int, owner: str) -> int:
-        """A first lease for a trial that was just begun; counts the trial as spent. Returns the fencing id."""
-        values = {"trial_id": trial_id, "study_id": study_id, "owner": owner, "fence": 1, "attempt": 1}
-        values |= {"epochs": 0, "seconds": 0.0, "expires_at": _now(session) + self.lease_seconds}
-        session.execute(sa.insert(_leases).values(values))
-        self._spend(session, study_id, trials=1)
-        return 1
+    def granted_to(self, session: Session, study_id: int, request_id: str) -> tuple[int, int, int] | None:
+        """Trial id, fence and attempt of the lease that a request was granted; None if it was granted none."""
+        query = sa.select(_LEASES.c.trial_id, _LEASES.c.fence, _LEASES.c.attempt)
+        which = (_LEASES.c.study_id == study_id, _LEASES.c.request_id == request_id)
+        row = session.execute(query.where(*which)).one_or_none()
+        return None if row is None else cast("tuple[int, int, int]", tuple(row))
 
-    def take_over(self, session: Session, study_id: int, lost: LeaseRow, owner: str) -> LeaseRow | None:
-        """Give a lost trial to `owner`, to run again from its start; what the lost attempt spent is given back.
+    def last_lease(
+        self, session: Session, study_id: int, trial_id: int
+    ) -> tuple[int, int, Ending | None] | None:
+        """Fence, attempt and ending (None: it is open) of the last lease on a trial; None if it never had one."""
+        query = sa.select(_LEASES.c.fence, _LEASES.c.attempt, _LEASES.c.ending)
+        which = (_LEASES.c.study_id == study_id, _LEASES.c.trial_id == trial_id)
+        row = session.execute(query.where(*which).order_by(_LEASES.c.fence.desc()).limit(1)).one_or_none()
+        return None if row is None else (row.fence, row.attempt, row.ending and Ending(row.ending))
 
-        Returns the new lease, or None if another was quicker.
-        """
-        changed = session.execute(
-            sa.update(_leases)
-            .where(_is_held(lost.trial_id, lost.fence))
-            .values(
+    def grant(
+        self,
+        session: Session,
+        study_id: int,
+        trial_id: int,
+        owner: str,
+        request_id: str,
+        *,
+        fence: int = 1,
+        attempt: int = 1,
+    ) -> None:
+        """Lease a trial that was just set running. Commands that its last holder did not hear wait for this one."""
+        now = self._now()
+        waiting = sa.select(sa.func.count()).where(
+            _COMMANDS.c.study_id == study_id,
+            _COMMANDS.c.trial_id == trial_id,
+            _COMMANDS.c.delivered_fence.is_(None),
+        )
+        session.execute(
+            sa.insert(_LEASES).values(
+                study_id=study_id,
+                trial_id=trial_id,
+                fence=fence,
+                attempt=attempt,
                 owner=owner,
-                fence=lost.fence + 1,
-                attempt=lost.attempt + 1,
-                expires_at=_now(session) + self.lease_seconds,
-                epochs=0,
-                seconds=0.0,
+                request_id=request_id,
+                granted_at=now,
+                expires_at=now + self.lease_seconds,
+                commands=0 if fence == 1 else waiting.scalar_subquery(),
             )
         )
-        if _rows(changed) == 0:
-            return None
-        self._spend(session, study_id, epochs=-lost.epochs, seconds=-lost.seconds)
-        fence, attempt = lost.fence + 1, lost.attempt + 1
-        return LeaseRow(lost.trial_id, fence, attempt, owner, is_expired=False, epochs=0, seconds=0.0)
 
     def renew(
         self,
@@ -206,38 +241,25 @@ class Ledger:
         *,
         epochs: int = 0,
         seconds: float = 0.0,
-    ) -> None:
-        """Put off the expiry and count what was spent since.
+    ) -> int:
+        """Put off the expiry and note what this attempt spent since. Returns how many commands wait for a report.
 
         Raises:
-            LeaseLostError: the fencing id is not the lease's any more.
+            LeaseLostError: the lease has ended.
         """
         changed = session.execute(
-            sa.update(_leases)
-            .where(_is_held(trial_id, fence))
+            sa.update(_LEASES)
+            .where(*_is_open(study_id, trial_id, fence))
             .values(
-                expires_at=_now(session) + self.lease_seconds,
-                epochs=_leases.c.epochs + epochs,
-                seconds=_leases.c.seconds + seconds,
+                expires_at=self._now() + self.lease_seconds,
+                epochs=_LEASES.c.epochs + epochs,
+                seconds=_LEASES.c.seconds + seconds,
             )
-        )
-        _require(changed, trial_id)
-        if epochs or seconds:
-            self._spend(session, study_id, epochs=epochs, seconds=seconds)
-
-    def expire(self, session: Session, trial_id: int, fence: int) -> None:
-        """Let a lease run out now, so that the next asker takes the trial over.
-
-        Raises:
-            LeaseLostError: the fencing id is not the lease's any more.
-        """
-        changed = session.execute(
-            sa.update(_leases)
-            .where(_is_held(trial_id, fence))
-            # handed back in order, so not a failure; the fence shuts out whoever holds the lease still
-            .values(expires_at=0.0, attempt=_leases.c.attempt - 1, fence=_leases.c.fence + 1)
-        )
-        _require(changed, trial_id)
+            .returning(_LEASES.c.commands)
+        ).one_or_none()
+        if changed is None:
+            raise self._lost(session, study_id, trial_id, fence)
+        return int(changed.commands)
 
     def end(
         self,
@@ -245,57 +267,180 @@ class Ledger:
         study_id: int,
         trial_id: int,
         fence: int,
+        ending: Ending,
         *,
+        told: Any = None,
         epochs: int = 0,
         seconds: float = 0.0,
     ) -> None:
-        """End a lease with its trial, and count what was spent since the last report.
+        """End a lease.
 
         Raises:
-            LeaseLostError: the fencing id is not the lease's any more.
+            LeaseLostError: it has ended already.
         """
-        changed = session.execute(sa.delete(_leases).where(_is_held(trial_id, fence)))
-        _require(changed, trial_id)
-        self._spend(session, study_id, ended=1, epochs=epochs, seconds=seconds)
+        changed = session.execute(
+            sa.update(_LEASES)
+            .where(*_is_open(study_id, trial_id, fence))
+            .values(
+                ended_at=self._now(),
+                ending=ending.value,
+                told=None if told is None else json.dumps(told),
+                epochs=_LEASES.c.epochs + epochs,
+                seconds=_LEASES.c.seconds + seconds,
+            )
+            .returning(_LEASES.c.trial_id)
+        ).one_or_none()
+        if changed is None:
+            raise self._lost(session, study_id, trial_id, fence)
+
+    def was_told(self, session: Session, study_id: int, trial_id: int, fence: int, told: Any) -> bool:
+        """Whether this lease ended with exactly this told; False if it has not ended with a tell.
+
+        Raises:
+            ConflictError: something else was told.
+        """
+        query = sa.select(_LEASES.c.told).where(
+            *_is(study_id, trial_id, fence), _LEASES.c.ending == Ending.TOLD
+        )
+        before = session.scalar(query)
+        if before is None:
+            return False
+        if before != json.dumps(told):
+            raise ConflictError(f"trial id {trial_id} was told {before} before; now {json.dumps(told)}")
+        return True
+
+    def history(self, session: Session, study_id: int, trial_id: int) -> list[dict[str, Any]]:
+        """All attempts at a trial in order; times in seconds since 1970."""
+        columns = (
+            _LEASES.c.owner,
+            _LEASES.c.granted_at,
+            _LEASES.c.ended_at,
+            _LEASES.c.ending,
+            _LEASES.c.epochs,
+        )
+        which = (_LEASES.c.study_id == study_id, _LEASES.c.trial_id == trial_id)
+        return [
+            dict(row._mapping)
+            for row in session.execute(sa.select(*columns).where(*which).order_by(_LEASES.c.fence))
+        ]
+
+    def spend(self, session: Session, study_id: int, **more: float) -> Spent:
+        """Add to what a study has used, and return the sum. The row stays locked until the transaction ends."""
+        query = sa.update(_BOOKS).where(_BOOKS.c.study_id == study_id).returning(*_SPENT)
+        added = {name: _BOOKS.c[name] + amount for name, amount in more.items()}
+        row = session.execute(query.values(added)).one_or_none()
+        if row is None:  # a study from before there were books, at its first ask
+            session.execute(sa.insert(_BOOKS).values(study_id=study_id))
+            return self.spend(session, study_id, **more)
+        return Spent(*row)
 
     def spent(self, session: Session, study_id: int) -> Spent:
         """What the study has used so far."""
-        columns = _spent.c
-        query = sa.select(columns.trials, columns.ended, columns.epochs, columns.seconds)
-        row = session.execute(query.where(columns.study_id == study_id)).first()
+        row = session.execute(sa.select(*_SPENT).where(_BOOKS.c.study_id == study_id)).one_or_none()
         return Spent(*row) if row else Spent()
 
-    def _spend(self, session: Session, study_id: int, **more: float) -> None:
-        columns = _spent.c
+    def command(self, session: Session, study_id: int, trial_id: int, command: Command) -> bool:
+        """Leave a command for the next report of a trial; False if nobody has a lease on it."""
+        session.execute(
+            sa.insert(_COMMANDS).values(
+                study_id=study_id,
+                trial_id=trial_id,
+                kind=command.kind,
+                values_json=json.dumps(dict(command.values)),
+                by=command.by,
+                asked_at=self._now(),
+            )
+        )
         changed = session.execute(
-            sa.update(_spent)
-            .where(columns.study_id == study_id)
-            .values({name: columns[name] + amount for name, amount in more.items()})
+            sa.update(_LEASES)
+            .where(_LEASES.c.study_id == study_id, _LEASES.c.trial_id == trial_id, _LEASES.c.ending.is_(None))
+            .values(commands=_LEASES.c.commands + 1)
+            .returning(_LEASES.c.fence)
+        ).one_or_none()
+        return changed is not None
+
+    def deliver(
+        self, session: Session, study_id: int, trial_id: int, fence: int, epoch: int
+    ) -> list[Command]:
+        """The commands that wait for a trial, oldest first; they count as delivered with the report of `epoch`."""
+        which = (_COMMANDS.c.study_id == study_id, _COMMANDS.c.trial_id == trial_id)
+        session.execute(
+            sa.update(_COMMANDS)
+            .where(*which, _COMMANDS.c.delivered_fence.is_(None))
+            .values(delivered_fence=fence, delivered_epoch=epoch)
         )
-        if _rows(changed) == 0:  # the first ask of the study; it holds the study's lock
-            values = {"study_id": study_id, "trials": 0, "ended": 0, "epochs": 0, "seconds": 0.0}
-            session.execute(sa.insert(_spent).values(values | more))
+        session.execute(sa.update(_LEASES).where(*_is(study_id, trial_id, fence)).values(commands=0))
+        return self.delivered(session, study_id, trial_id, fence, epoch)
 
+    def waiting(self, session: Session, study_id: int, trial_id: int) -> list[Command]:
+        """The commands that wait for a trial's next report, oldest first."""
+        return self._commands(session, study_id, trial_id, _COMMANDS.c.delivered_fence.is_(None))
 
-def _is_held(trial_id: int, fence: int) -> sa.ColumnElement[bool]:
-    """The row of a lease, if its fencing id is this one still."""
-    return sa.and_(_leases.c.trial_id == trial_id, _leases.c.fence == fence)
+    def delivered(
+        self, session: Session, study_id: int, trial_id: int, fence: int, epoch: int
+    ) -> list[Command]:
+        """The commands that were delivered with the report of `epoch`, oldest first."""
+        columns = _COMMANDS.c
+        which = (columns.delivered_fence == fence, columns.delivered_epoch == epoch)
+        return self._commands(session, study_id, trial_id, *which)
 
-
-def _now(session: Session) -> sa.ColumnElement[float]:
-    """The database's clock, in seconds since 1970."""
-    if session.get_bind().dialect.name == "sqlite":
-        return (sa.func.julianday("now") - 2440587.5) * 86400.0
-    return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float(53))
-
-
-def _rows(result: sa.Result[tuple[()]]) -> int:
-    assert isinstance(result, sa.CursorResult)
-    return result.rowcount
-
-
-def _require(result: sa.Result[tuple[()]], trial_id: int) -> None:
-    if _rows(result) == 0:
-        raise LeaseLostError(
-            f"the lease on trial id {trial_id} is lost: it has ended, or another took it over"
+    def _commands(
+        self, session: Session, study_id: int, trial_id: int, *which: sa.ColumnElement[bool]
+    ) -> list[Command]:
+        columns = _COMMANDS.c
+        query = (
+            sa.select(columns.kind, columns.values_json, columns.by)
+            .where(columns.study_id == study_id, columns.trial_id == trial_id, *which)
+            .order_by(columns.command_id)
         )
+        return [Command(kind, json.loads(values), by) for kind, values, by in session.execute(query)]
+
+    def save_checkpoint(
+        self,
+        session: Session,
+        study_id: int,
+        trial_id: int,
+        epoch: int,
+        data: bytes,
+        *,
+        keep: Sequence[int] = (),
+    ) -> None:
+        """Keep a training's state after an epoch, instead of all others of the trial but those of the epochs `keep`."""
+        which = (_CHECKPOINTS.c.study_id == study_id, _CHECKPOINTS.c.trial_id == trial_id)
+        session.execute(
+            sa.delete(_CHECKPOINTS).where(*which, _CHECKPOINTS.c.epoch.not_in(set(keep) - {epoch}))
+        )
+        row = {"study_id": study_id, "trial_id": trial_id, "epoch": epoch, "data": data}
+        session.execute(sa.insert(_CHECKPOINTS).values(row))
+
+    def checkpoint(
+        self, session: Session, study_id: int, trial_id: int, epoch: int | None = None
+    ) -> tuple[int, bytes] | None:
+        """Epoch and state of a checkpoint of a trial, the latest by default; None if there is none."""
+        query = sa.select(_CHECKPOINTS.c.epoch, _CHECKPOINTS.c.data).where(
+            _CHECKPOINTS.c.study_id == study_id, _CHECKPOINTS.c.trial_id == trial_id
+        )
+        if epoch is not None:
+            query = query.where(_CHECKPOINTS.c.epoch == epoch)
+        row = session.execute(query.order_by(_CHECKPOINTS.c.epoch.desc()).limit(1)).one_or_none()
+        return None if row is None else (row.epoch, row.data)
+
+    def _lost(self, session: Session, study_id: int, trial_id: int, fence: int) -> LeaseLostError:
+        """Why a lease is not open any more, in words."""
+        ending = session.scalar(sa.select(_LEASES.c.ending).where(*_is(study_id, trial_id, fence)))
+        how = "there never was one" if ending is None else f"it ended: {ending}"
+        return LeaseLostError(f"the lease {fence} on trial id {trial_id} is lost ({how})")
+
+    def _now(self) -> sa.ColumnElement[float]:
+        """The database's clock, in seconds since 1970."""
+        if self.database.is_sqlite:
+            return (sa.func.julianday("now") - 2440587.5) * 86400.0
+        return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float(53))
+
+
+def _is(study_id: int, trial_id: int, fence: int) -> tuple[sa.ColumnElement[bool], ...]:
+    return (_LEASES.c.study_id == study_id, _LEASES.c.trial_id == trial_id, _LEASES.c.fence == fence)
+
+
+def _is_open(study_id: int, trial_id: int, fence: int) -> tuple[sa.ColumnElement[bool], ...]:
+    return (*_is(study_id, trial_id, fence), _LEASES.c.ending.is_(None))

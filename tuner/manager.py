@@ -24,11 +24,10 @@ from tuner.errors import ConflictError, DefinitionError, NotFoundError
 from tuner.executors import Where, find_executor
 from tuner.explain import near_miss
 from tuner.ledger import Ledger
-from tuner.ledger import metadata as ledger_tables
 from tuner.runs import Runs, Working
-from tuner.runs import metadata as run_tables
 from tuner.samplers import build_sampler
-from tuner.storage import DEFAULT_URL, Database, absolute, cached, open_storage, safe_url
+from tuner.schema import absolute, open_storage
+from tuner.storage import DEFAULT_URL, Database, cached, safe_url
 from tuner.trial_run import Function, Outcome
 
 __all__ = ["StudyManager", "StudySummary"]
@@ -75,7 +74,7 @@ class StudyManager:
 
     def __init__(self, storage: str = DEFAULT_URL) -> None:
         self.url = storage
-        self._database: Database = open_storage(storage, ledger_tables, run_tables)
+        self._database: Database = open_storage(storage)
         self._ledger = Ledger(self._database)
 
     def close(self) -> None:
@@ -107,7 +106,9 @@ class StudyManager:
         }
         direction = optuna.study.StudyDirection[definition.direction.upper()]
         try:
-            self._database.create_defined_study(definition.name, direction, attrs)
+            with self._ledger.transaction() as session:
+                study_id = self._database.create_study(session, definition.name, direction, attrs)
+                self._ledger.open_study(session, study_id)
         except optuna.exceptions.DuplicatedStudyError:
             self._check_same(definition)
         return self.open(definition.name)

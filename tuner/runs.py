@@ -18,25 +18,18 @@ from typing import cast
 import sqlalchemy as sa
 from optuna.storages._rdb import models
 
-from tuner.ledger import LeaseRow, Ledger, Owner
-from tuner.ledger import metadata as ledger_tables
+from tuner.ledger import HeldLease, Ledger, Owner
+from tuner.storage import Mode
+from tuner.tables import LeaseRow, RunRow
 
-__all__ = ["Runs", "Working", "metadata"]
+__all__ = ["Runs", "Working"]
 
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 
-metadata = sa.MetaData()
-
-_runs = sa.Table(
-    "tuner_runs",
-    metadata,
-    sa.Column("run_id", sa.String(32), primary_key=True),
-    sa.Column("owner", sa.String(255), nullable=False),
-)
-
-_leases = ledger_tables.tables["tuner_leases"]
+_runs = cast("sa.Table", RunRow.__table__)
+_leases = cast("sa.Table", LeaseRow.__table__)
 _studies = cast("sa.Table", models.StudyModel.__table__)
 _trials = cast("sa.Table", models.TrialModel.__table__)
 
@@ -73,7 +66,7 @@ class Runs:
 
     def goes_on(self, run_id: str) -> bool:
         """Whether the run is not over."""
-        with self._ledger.transaction() as session:
+        with self._ledger.transaction(Mode.READ) as session:
             query = sa.select(_runs.c.run_id).where(_runs.c.run_id == run_id)
             return session.execute(query).first() is not None
 
@@ -83,9 +76,10 @@ class Runs:
             sa.select(_studies.c.study_name, _trials.c.number, _leases.c.epochs)
             .join_from(_leases, _trials, _trials.c.trial_id == _leases.c.trial_id)
             .join(_studies, _studies.c.study_id == _leases.c.study_id)
+            .where(_leases.c.ending.is_(None))
             .order_by(_leases.c.trial_id)
         )
-        with self._ledger.transaction() as session:
+        with self._ledger.transaction(Mode.READ) as session:
             wanted = set(studies)
             return [Working(*row) for row in session.execute(query) if row[0] in wanted]
 
@@ -97,27 +91,27 @@ class Runs:
         renewed: then its owner lives and keeps it. So this takes no longer than a lease lasts.
         """
         ids = {name: self._ledger.database.get_study_id_from_name(name) for name in studies}
-        seen: dict[int, LeaseRow] = {}
+        before: dict[int, HeldLease] = {}
         living: set[int] = set()
         for polls in count():
             leased = self._leased(ids)
-            if lost := [name for name, row in leased if row.is_expired or _is_gone(row.owner)]:
+            if lost := [name for name, row in leased if row.is_lost]:
                 return list(dict.fromkeys(lost))
             for name, row in leased:
-                first = seen.setdefault(row.trial_id, row)
                 if polls == 4:
                     _log.warning("%s: waiting for a trial in the hands of %s", name, _short(row.owner))
-                if row.trial_id not in living and _is_renewed(first, row):
+                if row.trial_id not in living and _is_renewed(before.get(row.trial_id, row), row):
                     living.add(row.trial_id)
                     _log.warning("%s: a trial is left to %s, which works on it", name, _short(row.owner))
             if all(row.trial_id in living for _, row in leased):
                 return []
+            before = {row.trial_id: row for _, row in leased}
             sleep(POLL_SECONDS)
         raise AssertionError
 
-    def _leased(self, ids: dict[str, int]) -> list[tuple[str, LeaseRow]]:
+    def _leased(self, ids: dict[str, int]) -> list[tuple[str, HeldLease]]:
         """The leases of running trials, each with its study's name."""
-        with self._ledger.transaction() as session:
+        with self._ledger.transaction(Mode.READ) as session:
             return [
                 (name, row)
                 for name, study_id in ids.items()
@@ -131,10 +125,8 @@ def _is_gone(owner: str) -> bool:
     return parsed is not None and parsed.is_gone()
 
 
-def _is_renewed(first: LeaseRow, now: LeaseRow) -> bool:
-    assert first.expires_at is not None
-    assert now.expires_at is not None
-    return now.fence != first.fence or now.expires_at > first.expires_at
+def _is_renewed(before: HeldLease, now: HeldLease) -> bool:
+    return now.fence != before.fence or now.expires_in > before.expires_in
 
 
 def _short(owner: str) -> str:

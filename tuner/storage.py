@@ -1,60 +1,64 @@
-"""Opening a database by its URL, with the settings under which Optuna's storage keeps its promises.
+"""Optuna's storage on its unmodified schema, written and read in bulk, under settings that keep its promises.
 
-The tables are Optuna's own, unmodified: a stock optuna-dashboard and `optuna.load_study` open the result. `Database`
-only changes *how* they are written: on SQLite every transaction takes the write lock at its start (the stock storage
-hands one waiting trial to two askers otherwise), and several changes of one trial can share a transaction.
+The tables are Optuna's own: a stock optuna-dashboard and `optuna.load_study` open the result. `Database` only changes
+*how* they are used: on SQLite every transaction that writes takes the write lock at its start (the stock storage hands
+one waiting trial to two askers otherwise), several changes share a transaction, and trials are read in one statement a
+table. `tuner.schema` makes the tables.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import math
 import sqlite3
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
-from typing import Any, cast
+from enum import StrEnum
+from typing import Any, ParamSpec, TypeVar, cast
 
 import optuna
 import sqlalchemy as sa
-from filelock import FileLock, Timeout
-from optuna.distributions import BaseDistribution, distribution_to_json
+import tenacity
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from tuner.errors import StorageError
+from tuner.errors import StorageError, StorageUnavailableError
 
 __all__ = [
+    "BUSY_SECONDS",
     "DEFAULT_URL",
     "SYSTEM_ATTRS",
     "USER_ATTRS",
     "Database",
-    "absolute",
+    "Mode",
     "cached",
-    "exists",
-    "open_storage",
+    "patiently",
     "safe_url",
 ]
 
 DEFAULT_URL = "sqlite:///tuner.db"
 
 BUSY_SECONDS = 30.0
-"""How long a writer waits for another before it gives up."""
+"""How long a statement may wait for another's lock, or take, before it fails."""
 
 QUICK_SECONDS = 0.1
-"""How long it looks again and again whether the other is ready, rather than go to sleep."""
+"""How long a writer looks again and again whether SQLite is free, rather than go to sleep."""
 
+PATIENCE = 60.0
+"""For how many seconds what failed for want of a database is tried again."""
 
-# Optuna's tables: written in bulk here, where its own methods take several statements for every single value
+# Optuna's tables, which its own methods write with several statements for every single value
 _STUDIES = cast("sa.Table", models.StudyModel.__table__)
 _DIRECTIONS = cast("sa.Table", models.StudyDirectionModel.__table__)
 _STUDY_ATTRS = cast("sa.Table", models.StudyUserAttributeModel.__table__)
@@ -65,6 +69,67 @@ _REPORTS = cast("sa.Table", models.TrialIntermediateValueModel.__table__)
 USER_ATTRS = cast("sa.Table", models.TrialUserAttributeModel.__table__)
 SYSTEM_ATTRS = cast("sa.Table", models.TrialSystemAttributeModel.__table__)
 
+MANY = 500
+"""So many ids fit into one statement on every database."""
+
+
+class Mode(StrEnum):
+    """What a transaction is for."""
+
+    READ = "read"
+    """Reads only: waits for no writer, and no writer waits for it."""
+    RELAXED = "relaxed"
+    """Reaches the disk a little later: a power cut may take back the last ones together, never a part of one. For
+    reports and heartbeats."""
+    DURABLE = "durable"
+    """On the disk when it ends. For what somebody was told: a trial that was handed out, a result that was taken."""
+
+
+_MODE = "tuner_mode"
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def patiently(method: Callable[P, R]) -> Callable[P, R]:
+    """Let a method try again while the database does not answer, for `PATIENCE` seconds, ever more slowly.
+
+    Only for what may be done twice: a transaction whose end was not heard of may have been carried out.
+
+    Raises:
+        StorageUnavailableError: it still does not answer; the text says for how long that was tried, and its reason.
+    """
+
+    @functools.wraps(method)
+    def trying(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            result: R = _retrying()(_explaining, method, *args, **kwargs)
+        except tenacity.RetryError as failed:
+            error = failed.last_attempt.exception()
+            raise StorageUnavailableError(f"{error} (tried again for {PATIENCE:.0f} s)") from error
+        return result
+
+    return trying
+
+
+def _retrying() -> tenacity.Retrying:
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(StorageUnavailableError),
+        wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
+        stop=tenacity.stop_after_delay(PATIENCE),
+    )
+
+
+def _explaining(method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a method; what Optuna's own ones raise, in our words."""
+    try:
+        return method(*args, **kwargs)
+    except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError) as error:
+        cause = _cause(error)
+        kind = StorageUnavailableError if _is_transient(cause) else StorageError
+        raise kind(f"the database failed: {reason(cause)}") from error
+
 
 class SqliteConnection(sqlite3.Connection):
     """A connection with our PRAGMAs; as a class, because event listeners do not survive pickling."""
@@ -72,9 +137,6 @@ class SqliteConnection(sqlite3.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.execute("PRAGMA journal_mode = WAL")  # readers, such as the dashboard, do not block writers
-        self.execute(
-            "PRAGMA synchronous = NORMAL"
-        )  # safe in WAL: a crash of the machine loses no consistency
         self.execute("PRAGMA foreign_keys = ON")
 
     def begins_soon(self) -> bool:
@@ -96,13 +158,20 @@ class SqliteConnection(sqlite3.Connection):
 
 
 class Database(RDBStorage):
-    """Optuna's storage on its unmodified schema, with transactions that hold together.
+    """Optuna's storage with transactions that hold together.
 
-    Use `open_storage` to get one.
+    Use `tuner.schema.open_storage` to get one.
     """
 
-    def __init__(self, url: str, *, skip_table_creation: bool = False) -> None:
-        super().__init__(url, engine_kwargs=_engine_settings(url), skip_table_creation=skip_table_creation)
+    def __init__(
+        self, url: str, *, skip_table_creation: bool = False, skip_compatibility_check: bool = False
+    ) -> None:
+        super().__init__(
+            url,
+            engine_kwargs=_engine_settings(url),
+            skip_table_creation=skip_table_creation,
+            skip_compatibility_check=skip_compatibility_check,
+        )
         self._prepare()
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
@@ -110,9 +179,10 @@ class Database(RDBStorage):
         self._prepare()
 
     def _prepare(self) -> None:
-        if self.engine.dialect.name == "sqlite":
+        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _leave_transactions_to_us)
-            sa.event.listen(self.engine, "begin", _begin_immediate)
+            sa.event.listen(self.engine, "begin", _begin)
             self.engine.dispose()  # connections made before know nothing of this
 
     def close(self) -> None:
@@ -121,87 +191,100 @@ class Database(RDBStorage):
         self.engine.dispose()
 
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
+    def transaction(self, mode: Mode = Mode.DURABLE) -> Iterator[Session]:
         """A session whose changes are committed together at the end, or not at all.
 
         Raises:
-            StorageError: the database does not answer, or refuses.
+            StorageUnavailableError: the database does not answer; it may be worth another try.
+            StorageError: it refuses.
         """
         try:
             with _create_scoped_session(self.scoped_session) as session:
+                session.connection(execution_options={_MODE: mode})
+                if mode is Mode.RELAXED and not self.is_sqlite:
+                    session.execute(sa.text("SET LOCAL synchronous_commit = off"))
                 yield session
         except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError) as error:
             raise self.explain(error) from error
 
-    def explain(self, error: Exception) -> StorageError:
+    def explain(self, error: BaseException) -> StorageError:
         """The same in words: which database, and its own reason."""
-        return StorageError(f"{safe_url(self.url)} failed: {_reason(error.__cause__ or error)}")
+        cause = _cause(error)
+        kind = StorageUnavailableError if _is_transient(cause) else StorageError
+        return kind(f"{safe_url(self.url)} failed: {reason(cause)}")
 
-    def create_defined_study(
-        self, name: str, direction: StudyDirection, user_attrs: Mapping[str, Any]
-    ) -> None:
-        """Create a study with its attributes in one transaction.
+    def create_study(
+        self, session: Session, name: str, direction: StudyDirection, user_attrs: Mapping[str, Any]
+    ) -> int:
+        """Create a study with its attributes; its id.
 
         Raises:
             DuplicatedStudyError: there is one of this name.
-            StorageError: the database does not answer, or refuses.
         """
+        insert = sa.insert(_STUDIES).values(study_name=name).returning(_STUDIES.c.study_id)
         try:
-            with self.transaction() as session:
-                insert = sa.insert(_STUDIES).values(study_name=name).returning(_STUDIES.c.study_id)
-                study_id = session.execute(insert).scalar_one()
-                directions = sa.insert(_DIRECTIONS)
-                session.execute(directions.values(study_id=study_id, objective=0, direction=direction))
-                rows = [
-                    {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
-                    for key, value in user_attrs.items()
-                ]
-                session.execute(sa.insert(_STUDY_ATTRS), rows)
-        except StorageError as error:
-            if isinstance(error.__cause__, sa.exc.IntegrityError):
-                raise optuna.exceptions.DuplicatedStudyError(name) from error
-            raise
+            study_id = cast("int", session.execute(insert).scalar_one())
+        except sa.exc.IntegrityError:
+            raise optuna.exceptions.DuplicatedStudyError(name) from None
+        session.execute(sa.insert(_DIRECTIONS).values(study_id=study_id, objective=0, direction=direction))
+        rows = [
+            {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+            for key, value in user_attrs.items()
+        ]
+        session.execute(sa.insert(_STUDY_ATTRS), rows)
+        return study_id
 
     def lock_study(self, session: Session, study_id: int) -> None:
-        """Let no other transaction that does the same go on before this one ends.
+        """Let no other transaction that does the same go on before this one ends: numbers are given under this lock.
 
-        Numbers are given and budgets counted under this lock. SQLite has locked the whole database already.
+        SQLite has locked the whole database already.
         """
-        if self.engine.dialect.name != "sqlite":
-            lock = sa.select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == study_id).with_for_update()
-            session.execute(lock)
+        if not self.is_sqlite:
+            session.execute(
+                sa.select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == study_id).with_for_update()
+            )
 
     def is_running(self, session: Session, trial_id: int) -> bool:
         """Whether the trial is running still: somebody may have ended it by hand, in the dashboard for instance."""
         state = sa.select(_TRIALS.c.state).where(_TRIALS.c.trial_id == trial_id)
-        return bool(session.execute(state).scalar_one() == TrialState.RUNNING)
+        return bool(session.execute(state).scalar_one_or_none() == TrialState.RUNNING)
 
-    def create_trial(self, session: Session, study_id: int, number: int, template: FrozenTrial) -> int | None:
-        """Create trial `number` with the state, parameters and system attributes of `template`.
+    def create_trial(
+        self,
+        session: Session,
+        study_id: int,
+        number: int,
+        *,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        attrs: Mapping[str, Any],
+    ) -> int | None:
+        """Create the running trial `number` with system attributes `attrs`. Needs the study's lock.
 
-        Needs the study's lock. Returns its id, or None if the next number is another one by now: numbers are given
-        one after the other.
+        Returns its id, or None if the next number is another one by now: numbers are given one after the other.
         """
-        count = sa.select(sa.func.count()).select_from(_TRIALS).where(_TRIALS.c.study_id == study_id)
-        if session.scalar(count) != number:
+        columns = _TRIALS.c
+        newest = sa.select(columns.number).where(columns.study_id == study_id)
+        last = session.scalar(newest.order_by(columns.trial_id.desc()).limit(1))
+        if (-1 if last is None else last) != number - 1:
             return None
         insert = sa.insert(_TRIALS).values(
-            study_id=study_id, number=number, state=template.state, datetime_start=datetime.now()
+            study_id=study_id, number=number, state=TrialState.RUNNING, datetime_start=datetime.now()
         )
-        trial_id = cast("int", session.execute(insert.returning(_TRIALS.c.trial_id)).scalar_one())
-        self.set_params(session, trial_id, template.params, template.distributions)
-        self.set_attrs(session, SYSTEM_ATTRS, trial_id, template.system_attrs)
+        trial_id = cast("int", session.execute(insert.returning(columns.trial_id)).scalar_one())
+        self.set_params(session, trial_id, params, distributions)
+        self.set_attrs(session, SYSTEM_ATTRS, trial_id, attrs)
         return trial_id
 
-    def claim_trial(self, session: Session, trial_id: int) -> bool:
-        """Set a waiting trial running; False if it was not waiting any more."""
+    def move_trial(self, session: Session, trial_id: int, before: TrialState, after: TrialState) -> bool:
+        """Change a trial's state between waiting and running; False if it was not in the state `before` any more."""
+        start = datetime.now() if after is TrialState.RUNNING else None
         changed = session.execute(
             sa.update(_TRIALS)
-            .where(_TRIALS.c.trial_id == trial_id, _TRIALS.c.state == TrialState.WAITING)
-            .values(state=TrialState.RUNNING, datetime_start=datetime.now())
+            .where(_TRIALS.c.trial_id == trial_id, _TRIALS.c.state == before)
+            .values(state=after, datetime_start=start)
         )
-        assert isinstance(changed, sa.CursorResult)
-        return changed.rowcount == 1
+        return _count(changed) == 1
 
     def set_params(
         self,
@@ -227,22 +310,40 @@ class Database(RDBStorage):
         """Set `USER_ATTRS` or `SYSTEM_ATTRS` of a trial, replacing those of the same keys."""
         if not attrs:
             return
-        session.execute(sa.delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(list(attrs))))
         rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in attrs.items()]
-        session.execute(sa.insert(table), rows)
-
-    def report_value(self, session: Session, trial_id: int, step: int, value: float) -> None:
-        """Add the intermediate value of a step that has none."""
-        stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+        insert = self._insert(table)
         session.execute(
-            sa.insert(_REPORTS).values(
-                trial_id=trial_id, step=step, intermediate_value=stored, intermediate_value_type=kind
-            )
+            insert.on_conflict_do_update(
+                index_elements=[table.c.trial_id, table.c.key],
+                set_={"value_json": insert.excluded.value_json},
+            ),
+            rows,
         )
 
-    def forget_reports(self, session: Session, trial_id: int) -> None:
-        """Delete all intermediate values of a trial that is about to run again from its first epoch."""
-        session.execute(sa.delete(_REPORTS).where(_REPORTS.c.trial_id == trial_id))
+    def report_values(self, session: Session, trial_id: int, values: Mapping[int, float]) -> bool:
+        """Add intermediate values by step; False, and nothing is certain, if there was one of these steps already."""
+        rows = []
+        for step, value in values.items():
+            stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+            rows.append((trial_id, step, stored, kind))
+        columns = ["trial_id", "step", "intermediate_value", "intermediate_value_type"]
+        added = 0
+        for first in range(0, len(rows), MANY):
+            block = [dict(zip(columns, row, strict=True)) for row in rows[first : first + MANY]]
+            insert = self._insert(_REPORTS).values(block).on_conflict_do_nothing()
+            added += len(session.execute(insert.returning(_REPORTS.c.step)).all())
+        return added == len(rows)
+
+    def reports(self, session: Session, trial_id: int) -> dict[int, float]:
+        """The intermediate values of a trial, by step."""
+        columns = _REPORTS.c
+        query = sa.select(columns.step, columns.intermediate_value, columns.intermediate_value_type)
+        found = session.execute(query.where(columns.trial_id == trial_id).order_by(columns.step))
+        return {step: _intermediate(stored, kind) for step, stored, kind in found}
+
+    def forget_reports(self, session: Session, trial_id: int, *, after: int = -1) -> None:
+        """Delete a trial's intermediate values after a step; by default all, as it is about to begin again."""
+        session.execute(sa.delete(_REPORTS).where(_REPORTS.c.trial_id == trial_id, _REPORTS.c.step > after))
 
     def finish_trial(
         self,
@@ -251,81 +352,58 @@ class Database(RDBStorage):
         state: TrialState,
         values: Sequence[float] | None,
         user_attrs: Mapping[str, Any],
-    ) -> None:
-        """End a running trial with its values, none of them NaN, and attributes."""
+    ) -> bool:
+        """End a running or waiting trial with its values, none of them NaN, and attributes.
+
+        False, and nothing is written, if it has ended already.
+        """
         assert not any(math.isnan(value) for value in values or ())  # Optuna could not read it back
+        changed = session.execute(
+            sa.update(_TRIALS)
+            .where(
+                _TRIALS.c.trial_id == trial_id,
+                _TRIALS.c.state.in_([TrialState.RUNNING, TrialState.WAITING]),
+            )
+            .values(state=state, datetime_complete=datetime.now())
+        )
+        if _count(changed) == 0:
+            return False
         self.set_attrs(session, USER_ATTRS, trial_id, user_attrs)
         for objective, value in enumerate(values or ()):
             stored, kind = models.TrialValueModel.value_to_stored_repr(value)
-            session.execute(
-                sa.insert(_VALUES).values(
-                    trial_id=trial_id, objective=objective, value=stored, value_type=kind
-                )
-            )
-        session.execute(
-            sa.update(_TRIALS)
-            .where(_TRIALS.c.trial_id == trial_id)
-            .values(state=state, datetime_complete=datetime.now())
-        )
+            row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
+            session.execute(sa.insert(_VALUES).values(row))
+        return True
 
+    def _insert(self, table: sa.Table) -> Any:
+        """An INSERT that can say what to do about rows that are there: each dialect has its own word for it."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
-def open_storage(url: str, *metadata: sa.MetaData) -> Database:
-    """Open the database at `url`; where it is empty, create Optuna's tables and those of `metadata` under a lock.
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        # what Optuna's cache asks for: trials after one, and some of those before; one statement a table, as plain rows
+        which = (study_id, states, included_trial_ids, trial_id_greater_than)
+        session = self.scoped_session()
+        if session.in_transaction():
+            return _read_trials(session, *which)
+        return self._read_apart(*which)
 
-    Raises:
-        StorageError: it cannot be opened; the text says which database and why.
-    """
-    parsed = _parse(url)
-    name = safe_url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
-        folder = Path(parsed.database).resolve().parent
-        if not folder.is_dir():
-            raise StorageError(f"cannot open {name}: the folder {folder} does not exist")
-    try:
-        if not _is_complete(parsed, metadata):
-            with _creation_lock(parsed):
-                _create(parsed, metadata)
-        return Database(parsed.render_as_string(hide_password=False), skip_table_creation=True)
-    except ImportError as error:
-        raise StorageError(
-            f"cannot open {name}: its driver is not installed ({error}); "
-            "for PostgreSQL: pip install 'tuner[postgresql]'"
-        ) from None
-    except optuna.exceptions.StorageInternalError as error:
-        raise StorageError(f"cannot open {name}: {_reason(error.__cause__ or error)}") from error
-    except sa.exc.SQLAlchemyError as error:
-        raise StorageError(f"cannot open {name}: {_reason(error)}") from error
-    except (OSError, Timeout) as error:
-        raise StorageError(f"cannot open {name}: {error}") from error
-    except RuntimeError as error:  # Optuna's word for a schema of another version
-        raise StorageError(f"cannot use {name}: {error}") from error
+    @patiently
+    def _read_apart(
+        self, study_id: int, states: Container[TrialState] | None, included: set[int], greater_than: int
+    ) -> list[FrozenTrial]:
+        with self.transaction(Mode.READ) as session:
+            return _read_trials(session, study_id, states, included, greater_than)
 
 
 def cached(database: Database) -> BaseStorage:
     """The database behind Optuna's cache of finished trials: what studies are opened on."""
     return optuna.storages.get_storage(database)
-
-
-def exists(url: str) -> bool:
-    """Whether there is anything to open; of a server one only knows by asking it, so True.
-
-    Raises:
-        StorageError: `url` is no URL of a database.
-    """
-    parsed = _parse(url)
-    return parsed.get_backend_name() != "sqlite" or Path(parsed.database or "").exists()
-
-
-def absolute(url: str) -> str:
-    """The URL as it reads in any folder of this machine: the path of an SQLite file is made absolute.
-
-    Raises:
-        StorageError: `url` is no URL of a database.
-    """
-    parsed = _parse(url)
-    if parsed.get_backend_name() == "sqlite":
-        parsed = parsed.set(database=str(Path(parsed.database or "").resolve()))
-    return parsed.render_as_string(hide_password=False)
 
 
 def safe_url(url: str) -> str:
@@ -336,89 +414,202 @@ def safe_url(url: str) -> str:
         return url
 
 
-def _parse(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except sa.exc.ArgumentError:
-        raise StorageError(
-            f"{url!r} is no database URL; it looks like sqlite:///tuner.db or postgresql://user@host/name"
-        ) from None
-    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise StorageError(f"{url!r} lives in one process only; give a file, as in sqlite:///tuner.db")
-    if parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    return parsed
+def reason(error: BaseException) -> str:
+    """A database's own reason in one line, with what to do about it where that is known."""
+    text = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    for sign, advice in _ADVICE.items():
+        if sign in text:
+            return f"{text} ({advice})"
+    return text
+
+
+_ADVICE = {
+    "database or disk is full": "make room, then run the same command again: nothing that was told is lost",
+    "No space left on device": "make room, then run the same command again: nothing that was told is lost",
+    "attempt to write a readonly database": "the file or its folder may not be written to",
+    "unable to open database file": "the file or its folder may not be read or written to",
+    "database is locked": f"another process kept it locked for {BUSY_SECONDS:.0f} s",
+    "file is not a database": "it is some other kind of file",
+    "disk I/O error": "the disk fails, or the file lies on a network drive, where SQLite does not work",
+    "password authentication failed": "the URL's user or password is wrong",
+    "no password supplied": "put the password into the URL or into ~/.pgpass",
+    "remaining connection slots": "too many workers for the server's max_connections",
+    "too many clients": "too many workers for the server's max_connections",
+}
+
+_FINAL = ("password authentication failed", "no password supplied", "no pg_hba.conf entry", "does not exist")
+"""A server's reasons to turn a connection away that no second try changes."""
+
+_TRANSIENT_STATES = ("08", "57P", "40001", "40P01", "53300", "55P03", "57014", "25P03")
+"""PostgreSQL's codes (their beginnings) of what passes: connections lost, the server going down or coming up,
+serialization failures, deadlocks, too many connections, locks and statements that took too long."""
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The driver's error behind Optuna's and SQLAlchemy's."""
+    while error.__cause__ is not None and not isinstance(error, sa.exc.DBAPIError):
+        error = error.__cause__
+    return error
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, sa.exc.TimeoutError):  # no connection became free
+        return True
+    if not isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError)):
+        return isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
+    text = str(error.orig)
+    if isinstance(error.orig, sqlite3.Error):
+        return "locked" in text or "busy" in text
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
+        return error.connection_invalidated or state.startswith(_TRANSIENT_STATES)
+    return not any(sign in text for sign in _FINAL)  # no connection could be had
 
 
 def _engine_settings(url: str) -> dict[str, Any]:
-    if make_url(url).get_backend_name() == "sqlite":
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
         return {"connect_args": {"factory": SqliteConnection, "timeout": BUSY_SECONDS}}
-    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": int(BUSY_SECONDS)}}
+    if parsed.get_backend_name() != "postgresql":
+        return {"pool_pre_ping": True}
+    milliseconds = int(BUSY_SECONDS * 1000)
+    limits = {
+        "statement_timeout": milliseconds,
+        "lock_timeout": milliseconds,
+        "idle_in_transaction_session_timeout": milliseconds,
+    }
+    arguments = {
+        "connect_timeout": 10,
+        "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
+        # a server that has vanished from the network is noticed as quickly
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 4,
+        "tcp_user_timeout": milliseconds,
+    }
+    return {
+        "pool_pre_ping": True,
+        "pool_timeout": BUSY_SECONDS,
+        "connect_args": {name: value for name, value in arguments.items() if name not in parsed.query},
+    }
 
 
 def _leave_transactions_to_us(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None
 
 
-def _begin_immediate(connection: sa.Connection) -> None:
-    """Begin a transaction that may write, as soon as the one before it has ended.
-
-    SQLite itself sleeps for longer and longer between its attempts, up to 0.1 s, which costs workers that report often
-    more than their writing does. Ours sleeps for a fraction of a millisecond, and leaves the rest to SQLite's.
-    """
+def _begin(connection: sa.Connection) -> None:
+    mode = connection.get_execution_options().get(_MODE, Mode.DURABLE)
+    if mode is Mode.READ:
+        connection.exec_driver_sql("BEGIN")
+        return
+    # in WAL mode NORMAL does not wait for the disk, and loses no consistency
+    synchronous = "NORMAL" if mode is Mode.RELAXED else "FULL"
+    if connection.info.get("synchronous") != synchronous:
+        connection.exec_driver_sql(f"PRAGMA synchronous = {synchronous}")
+        connection.info["synchronous"] = synchronous
+    # SQLite itself sleeps for longer and longer between its attempts, up to 0.1 s, which costs workers that report
+    # often more than their writing does: so look again at once, and leave only long waits to it
     driver = connection.connection.driver_connection
     assert isinstance(driver, SqliteConnection)
     if not driver.begins_soon():
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _is_complete(url: URL, metadata: Sequence[sa.MetaData]) -> bool:
-    """Whether all tables are there; Optuna stamps its version last, so that one counts too."""
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-        return False
-    engine = sa.create_engine(url)
-    try:
-        with engine.connect() as connection:
-            there = set(sa.inspect(connection).get_table_names())
-            wanted = {table for tables in metadata for table in tables.tables} | {"alembic_version"}
-            if not wanted <= there:
-                return False
-            return connection.execute(sa.text("SELECT version_num FROM alembic_version")).first() is not None
-    finally:
-        engine.dispose()
+def _count(result: sa.Result[Any]) -> int:
+    """How many rows a statement has changed."""
+    assert isinstance(result, sa.CursorResult)
+    return result.rowcount
 
 
-def _create(url: URL, metadata: Sequence[sa.MetaData]) -> None:
-    database = Database(url.render_as_string(hide_password=False))
-    for tables in metadata:
-        tables.create_all(database.engine)
-    database.engine.dispose()
+def _read_trials(
+    session: Session,
+    study_id: int,
+    states: Container[TrialState] | None,
+    included: set[int],
+    greater_than: int,
+) -> list[FrozenTrial]:
+    """Trials by id: those with an id above `greater_than` and those of `included`, in any of `states`."""
+    columns = _TRIALS.c
+    wanted = columns.trial_id > greater_than
+    included = {trial_id for trial_id in included if trial_id <= greater_than}
+    if len(included) > MANY:
+        wanted = columns.trial_id >= min(included)
+    elif included:
+        wanted = sa.or_(wanted, columns.trial_id.in_(included))
+    which = [columns.study_id == study_id, wanted]
+    found = session.execute(sa.select(_TRIALS).where(*which).order_by(columns.trial_id)).all()
+    if not found:
+        if greater_than < 0:
+            models.StudyModel.find_or_raise_by_id(study_id, session)
+        return []
+    chosen = [
+        row
+        for row in found
+        if (row.trial_id > greater_than or row.trial_id in included)
+        and (states is None or row.state in states)
+    ]
+    if len(chosen) <= MANY:
+        ids: Any = [row.trial_id for row in chosen]
+    else:
+        ids = sa.select(columns.trial_id).where(*which)
+    details = _Details(session, ids)
+    return [details.trial(row) for row in chosen]
 
 
-@contextmanager
-def _creation_lock(url: URL) -> Iterator[None]:
-    """Held while tables are created: two processes doing it at once would crash each other."""
-    lock: AbstractContextManager[Any] = nullcontext()
-    if url.get_backend_name() == "sqlite":
-        digest = hashlib.sha256(str(Path(url.database or "").resolve()).encode()).hexdigest()[:16]
-        path = Path(tempfile.gettempdir()) / f"tuner-{digest}.lock"
-        lock = FileLock(path, timeout=BUSY_SECONDS, mode=0o666)  # another user may be the next
-    elif url.get_backend_name() == "postgresql":
-        lock = _advisory_lock(url)
-    with lock:
-        yield
+class _Details:
+    """What the other tables hold of some trials, one statement each."""
+
+    def __init__(self, session: Session, ids: Any) -> None:
+        self._params, self._values = (
+            self._by_trial(session, _PARAMS, ids),
+            self._by_trial(session, _VALUES, ids),
+        )
+        self._reports = self._by_trial(session, _REPORTS, ids)
+        self._user_attrs = self._by_trial(session, USER_ATTRS, ids)
+        self._system_attrs = self._by_trial(session, SYSTEM_ATTRS, ids)
+
+    @staticmethod
+    def _by_trial(session: Session, table: sa.Table, ids: Any) -> dict[int, list[Any]]:
+        key = next(iter(table.primary_key))
+        rows: dict[int, list[Any]] = defaultdict(list)
+        for row in session.execute(sa.select(table).where(table.c.trial_id.in_(ids)).order_by(key)):
+            rows[row.trial_id].append(row)
+        return rows
+
+    def trial(self, row: Any) -> FrozenTrial:
+        """The trial of a row of Optuna's table of trials."""
+        trial_id = row.trial_id
+        distributions = {p.param_name: _distribution(p.distribution_json) for p in self._params[trial_id]}
+        values = sorted(self._values[trial_id], key=lambda value: value.objective)
+        to_value = models.TrialValueModel.stored_repr_to_value
+        return FrozenTrial(
+            trial_id=trial_id,
+            number=row.number,
+            state=row.state,
+            value=None,
+            values=[to_value(v.value, v.value_type) for v in values] or None,
+            datetime_start=row.datetime_start,
+            datetime_complete=row.datetime_complete,
+            params={
+                p.param_name: distributions[p.param_name].to_external_repr(p.param_value)
+                for p in self._params[trial_id]
+            },
+            distributions=distributions,
+            user_attrs={a.key: json.loads(a.value_json) for a in self._user_attrs[trial_id]},
+            system_attrs={a.key: json.loads(a.value_json) for a in self._system_attrs[trial_id]},
+            intermediate_values={
+                r.step: _intermediate(r.intermediate_value, r.intermediate_value_type)
+                for r in self._reports[trial_id]
+            },
+        )
 
 
-@contextmanager
-def _advisory_lock(url: URL) -> Iterator[None]:
-    engine = sa.create_engine(url)
-    try:
-        with engine.connect() as connection:  # closing the connection gives the lock back
-            connection.execute(sa.text("SELECT pg_advisory_lock(7461)"))
-            yield
-    finally:
-        engine.dispose()
+@functools.lru_cache(maxsize=4096)
+def _distribution(text: str) -> BaseDistribution:
+    """A distribution from its JSON. Nothing changes one, so that trials may share it."""
+    return json_to_distribution(text)
 
 
-def _reason(error: BaseException) -> str:
-    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+def _intermediate(stored: float | None, kind: Any) -> float:
+    return models.TrialIntermediateValueModel.stored_repr_to_intermediate_value(stored, kind)

@@ -133,7 +133,7 @@ def _run_epochs(
             if epoch is None:
                 break
             last, now = epoch, time.perf_counter()
-            answer = ask_tell.report(lease, epoch.number, epoch.value, seconds=now - clock)
+            answer = ask_tell.report(lease, epoch.number, epoch.value, seconds=now - clock).answer
             clock = now
             if answer is Answer.STOP and epoch.number in lease.values and _has_ended(epochs):
                 break  # the last epoch of the budget was the training's last, too
@@ -186,7 +186,7 @@ class _LeasedTrial(optuna.Trial):
         if step in self._lease.values:
             return  # as Optuna: the first report of a step counts
         now = time.perf_counter()
-        self._answer = self._ask_tell.report(self._lease, step, value, seconds=now - self.clock)
+        self._answer = self._ask_tell.report(self._lease, step, value, seconds=now - self.clock).answer
         self.clock = now
         self._leave_if_stopping()
 

@@ -8,17 +8,20 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.distributions import distribution_to_json
 from optuna.trial import TrialState
 
 from tuner import StudyDefinition, StudyManager
-from tuner.ask_tell import Answer, AskTell, Lease
-from tuner.errors import LeaseLostError
+from tuner.ask_tell import Answer, AskTell, Lease, Reply
+from tuner.errors import ConflictError, DefinitionError, LeaseLostError, NotFoundError
 from tuner.ledger import Owner, Spent
 from tuner.trial_run import run_trial
 
@@ -58,8 +61,8 @@ def test_a_trial_from_ask_to_tell_is_what_optuna_reads(url: str) -> None:
     (running,) = optuna.load_study(study_name="s", storage=StudyManager(url)._storage).trials
     assert (running.state, running.params) == (TrialState.RUNNING, lease.params)
     assert running.distributions == ask_tell.definition.space.distributions
-    assert ask_tell.report(lease, 1, 0.5) is Answer.CONTINUE
-    assert ask_tell.report(lease, 2, float("inf")) is Answer.CONTINUE
+    assert ask_tell.report(lease, 1, 0.5).answer is Answer.CONTINUE
+    assert ask_tell.report(lease, 2, float("inf")).answer is Answer.CONTINUE
     ask_tell.tell(lease, TrialState.COMPLETE, 0.25, {"dev_error": 0.1, "note": "ü"})
     (trial,) = ask_tell.study.trials
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.25)
@@ -92,9 +95,9 @@ def test_the_budget_of_epochs_is_exact_over_trials_that_run_at_once(url: str) ->
     ask_tell = begin(url, budget={"epochs": 5})
     first, second = must(ask_tell.ask()), must(ask_tell.ask())
     answers = [ask_tell.report(lease, epoch, 1.0) for epoch in (1, 2) for lease in (first, second)]
-    assert answers == [Answer.CONTINUE] * 4
-    assert ask_tell.report(first, 3, 1.0) is Answer.STOP
-    assert ask_tell.report(second, 3, 1.0) is Answer.STOP
+    assert answers == [Reply(Answer.CONTINUE)] * 4
+    assert ask_tell.report(first, 3, 1.0).answer is Answer.STOP
+    assert ask_tell.report(second, 3, 1.0).answer is Answer.STOP
     assert ask_tell.ask() is None
     assert ask_tell.spent().epochs == 5
     assert sum(len(trial.intermediate_values) for trial in ask_tell.study.trials) == 5
@@ -103,8 +106,8 @@ def test_the_budget_of_epochs_is_exact_over_trials_that_run_at_once(url: str) ->
 def test_the_budget_of_seconds_ends_asks_and_running_trials(url: str) -> None:
     ask_tell = begin(url, budget={"seconds": 10.0})
     lease = must(ask_tell.ask())
-    assert ask_tell.report(lease, 1, 1.0, seconds=6.0) is Answer.CONTINUE
-    assert ask_tell.report(lease, 2, 1.0, seconds=6.0) is Answer.STOP
+    assert ask_tell.report(lease, 1, 1.0, seconds=6.0).answer is Answer.CONTINUE
+    assert ask_tell.report(lease, 2, 1.0, seconds=6.0).answer is Answer.STOP
     assert ask_tell.ask() is None
 
 
@@ -129,10 +132,8 @@ def test_a_lost_trial_runs_again_as_the_same_trial_and_what_it_spent_is_given_ba
             action()
     assert ask_tell.study.trials[0].state == TrialState.RUNNING
     for epoch in (1, 2):
-        assert ask_tell.report(again, epoch, 0.4) is Answer.CONTINUE
+        assert ask_tell.report(again, epoch, 0.4).answer is Answer.CONTINUE
     ask_tell.tell(again, TrialState.COMPLETE, 0.4)
-    with pytest.raises(LeaseLostError):
-        ask_tell.tell(again, TrialState.COMPLETE, 0.5)
     assert ask_tell.study.trials[0].value == 0.4
 
 
@@ -204,11 +205,204 @@ def test_nan_is_no_value(url: str) -> None:
     ask_tell = begin(url)
     lease = must(ask_tell.ask())
     ask_tell.report(lease, 1, float("nan"))
+    assert ask_tell.tell(lease, TrialState.COMPLETE, float("nan"), {"epochs": 1}) is TrialState.FAIL
+    pruned = must(ask_tell.ask())
+    ask_tell.tell(pruned, TrialState.PRUNED, float("nan"))
     with pytest.raises(ValueError, match="needs a number"):
-        ask_tell.tell(lease, TrialState.COMPLETE, float("nan"))
-    ask_tell.tell(lease, TrialState.PRUNED, lease.last_value)
-    (trial,) = ask_tell.study.trials  # the study can be read still
-    assert (trial.state, trial.value) == (TrialState.PRUNED, None)
+        ask_tell.tell(must(ask_tell.ask()), TrialState.COMPLETE, None)
+    failed, stopped, _ = ask_tell.study.trials  # the study can be read still
+    assert failed.state is TrialState.FAIL
+    assert failed.user_attrs == {"failure": "the value is not a number", "epochs": 1}
+    assert (stopped.state, stopped.value) == (TrialState.PRUNED, None)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
+def test_infinity_is_a_value(url: str, value: float) -> None:
+    ask_tell = begin(url)
+    assert ask_tell.tell(must(ask_tell.ask()), TrialState.COMPLETE, value) is TrialState.COMPLETE
+    assert ask_tell.study.trials[0].value == value
+
+
+def test_the_same_request_is_handed_the_same_trial_also_by_another_process(url: str) -> None:
+    ask_tell = begin(url, budget={"trials": 2})
+    lease = must(ask_tell.ask("first"))
+    ask_tell.report(lease, 1, 0.5)
+    again = must(StudyManager(url).ask_tell("s").ask("first"))
+    assert again == lease
+    assert must(ask_tell.ask("second")).number == 1
+    assert ask_tell.ask("third") is None
+    assert ask_tell.spent().trials == 2
+    ask_tell.tell(again, TrialState.COMPLETE, 0.5)
+    assert must(ask_tell.ask("first")) == lease  # for whoever has not heard that it has ended
+    for bad in ("", "x" * 129, "a\0"):
+        with pytest.raises(DefinitionError, match="request id"):
+            ask_tell.ask(bad)
+
+
+def test_one_request_from_many_at_once_is_one_trial(url: str) -> None:
+    begin(url)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(lambda: StudyManager(url).ask_tell("s").ask("same")) for _ in range(8)]
+        assert {must(future.result()).number for future in asked} == {0}
+
+
+def test_what_is_told_again_is_answered_again_and_something_else_is_a_conflict(url: str) -> None:
+    ask_tell = begin(url)
+    lease = must(ask_tell.ask())
+    ask_tell.report(lease, 1, 0.5)
+    for _ in range(3):
+        assert ask_tell.tell(lease, TrialState.COMPLETE, 0.1 + 0.2) is TrialState.COMPLETE
+    for state, value in ((TrialState.COMPLETE, 0.3), (TrialState.PRUNED, 0.1 + 0.2), (TrialState.FAIL, None)):
+        with pytest.raises(ConflictError, match="was told"):
+            ask_tell.tell(lease, state, value)
+    assert ask_tell.study.trials[0].value == 0.1 + 0.2
+    assert ask_tell.spent() == Spent(trials=1, ended=1, epochs=1)
+
+
+def test_what_is_reported_again_counts_once_and_another_value_is_a_conflict(url: str) -> None:
+    ask_tell = begin(url, budget={"epochs": 3})
+    lease = must(ask_tell.ask())
+    forgetful = replace(lease, values={})
+    for _ in range(2):
+        assert ask_tell.report(lease, 1, 0.5, seconds=1.0) == Reply(Answer.CONTINUE)
+    assert ask_tell.report(forgetful, 1, 0.5, seconds=1.0) == Reply(Answer.CONTINUE)
+    assert ask_tell.spent() == Spent(trials=1, epochs=1, seconds=1.0)
+    with pytest.raises(ConflictError, match=r"0.5 was reported for epoch 1 before; now 0.25"):
+        ask_tell.report(forgetful, 1, 0.25)
+    ask_tell.report(lease, 2, float("nan"))
+    assert ask_tell.report(forgetful, 2, float("nan")).answer is Answer.CONTINUE
+    assert ask_tell.report(lease, 3, 0.1).answer is Answer.STOP
+    assert ask_tell.report(replace(lease, values={}), 3, 0.1).answer is Answer.STOP
+    assert ask_tell.spent().epochs == 3
+
+
+def test_reports_that_come_together_are_one_transaction_and_the_budget_takes_what_it_has_room_for(
+    url: str,
+) -> None:
+    ask_tell = begin(url, budget={"epochs": 12})
+    lease = must(ask_tell.ask())
+    commits: Counter[str] = Counter()
+    sa.event.listen(ask_tell.ledger.database.engine, "commit", lambda _: commits.update(["all"]))
+    assert ask_tell.report_many(lease, {epoch: 1 / epoch for epoch in range(1, 11)}).answer is Answer.CONTINUE
+    assert commits == {"all": 1}
+    overlap = {epoch: 1 / epoch for epoch in range(9, 20)}
+    assert ask_tell.report_many(lease, overlap, seconds=2.0).answer is Answer.STOP
+    assert lease.values == {epoch: 1 / epoch for epoch in range(1, 13)}
+    assert ask_tell.study.trials[0].intermediate_values == lease.values
+    assert ask_tell.spent() == Spent(trials=1, epochs=12, seconds=2.0)
+    with pytest.raises(ValueError, match="at least one epoch"):
+        ask_tell.report_many(lease, {})
+
+
+def test_a_chosen_point_is_begun_at_once_and_completed_by_the_sampler(url: str) -> None:
+    ask_tell = begin(url, budget={"trials": 2})
+    lease = must(ask_tell.ask(params={"learning_rate": 0.01, "units": 7}))
+    assert (lease.params["learning_rate"], lease.params["units"]) == (0.01, 7)
+    assert set(lease.params) == set(SPACE)
+    with pytest.raises(DefinitionError, match="units must lie in"):
+        ask_tell.ask(params={"units": 1000})
+    assert ask_tell.ask(params={"units": 8}) is not None
+    assert ask_tell.ask(params={"units": 9}) is None
+
+
+def test_a_person_adjusts_and_stops_a_running_trial_from_another_process(url: str) -> None:
+    ask_tell = begin(url)
+    lease = must(ask_tell.ask())
+    other = StudyManager(url).ask_tell("s")
+    other.adjust(0, {"learning_rate": 0.1, "momentum": 0.8}, by="ada")
+    other.adjust(0, {"learning_rate": 0.2}, by="grace")
+    wanted = Reply(Answer.ADJUST, {"learning_rate": 0.2, "momentum": 0.8}, by="ada, grace")
+    assert ask_tell.heartbeat(lease) == wanted
+    assert ask_tell.report(lease, 1, 0.5) == wanted
+    assert ask_tell.report(replace(lease, values={}), 1, 0.5) == wanted  # the answer was not heard
+    assert ask_tell.heartbeat(lease) == ask_tell.report(lease, 2, 0.4) == Reply(Answer.CONTINUE)
+    other.stop(0)
+    assert ask_tell.report(lease, 3, 0.3).answer is Answer.STOP
+    ask_tell.tell(lease, TrialState.COMPLETE, 0.3)
+    with pytest.raises(ConflictError, match="nobody is running trial 0, so nobody can stop it"):
+        other.stop(0)
+    with pytest.raises(NotFoundError, match="has no trial 7"):
+        other.adjust(7, {"learning_rate": 0.1})
+    with pytest.raises(DefinitionError, match="at least one"):
+        other.adjust(0, {})
+
+
+def test_a_command_waits_for_whoever_takes_the_trial_over(url: str) -> None:
+    ask_tell = begin(url)
+    lost = must(ask_tell.ask())
+    ask_tell.adjust(lost.number, {"learning_rate": 0.1})
+    expire(ask_tell)
+    again = must(ask_tell.ask())
+    assert ask_tell.report(again, 1, 0.5).answer is Answer.ADJUST
+
+
+def test_attributes_rewinding_and_checkpoints_need_the_lease(url: str) -> None:
+    ask_tell = begin(url)
+    lease = must(ask_tell.ask())
+    ask_tell.report_many(lease, {1: 0.5, 2: 0.4, 3: 0.9})
+    ask_tell.save_checkpoint(lease, 1, b"one")
+    ask_tell.save_checkpoint(lease, 2, b"two" * 100_000)
+    ask_tell.set_attrs(lease, {"note": "a", "other": 1})
+    ask_tell.set_attrs(lease, {"note": "b"})
+    ask_tell.rewind(lease, 2)
+    assert lease.values == {1: 0.5, 2: 0.4}
+    assert ask_tell.checkpoint(0) == (2, b"two" * 100_000)
+    (trial,) = ask_tell.study.trials
+    assert (trial.intermediate_values, trial.user_attrs) == (lease.values, {"note": "b", "other": 1})
+    assert ask_tell.spent().epochs == 3
+    ask_tell.report(lease, 3, 0.3)  # another way
+    ask_tell.tell(lease, TrialState.COMPLETE, 0.3)
+    for action in (
+        lambda: ask_tell.set_attrs(lease, {"note": "c"}),
+        lambda: ask_tell.rewind(lease, 1),
+        lambda: ask_tell.save_checkpoint(lease, 3, b"three"),
+    ):
+        with pytest.raises(LeaseLostError):
+            action()
+    assert ask_tell.checkpoint(0) == (2, b"two" * 100_000)
+
+
+def test_the_attempts_at_a_trial_are_kept(url: str) -> None:
+    ask_tell = begin(url)
+    first = must(ask_tell.ask())
+    expire(ask_tell)
+    assert ask_tell.reap() == 1
+    assert ask_tell.study.trials[0].state is TrialState.WAITING  # and not running for ever
+    assert ask_tell.open_leases() == []
+    second = must(ask_tell.ask())
+    ask_tell.release(second)
+    third = must(ask_tell.ask())
+    ask_tell.tell(third, TrialState.COMPLETE, 1.0)
+    with ask_tell.ledger.transaction() as session:
+        attempts = ask_tell.ledger.history(session, ask_tell.study._study_id, first.trial_id)
+    assert [attempt["ending"] for attempt in attempts] == ["lost", "released", "told"]
+    assert (first.fence, second.fence, third.fence) == (1, 2, 3)
+    assert (first.attempt, second.attempt, third.attempt) == (1, 2, 2)
+
+
+def test_trials_of_others_are_left_alone(url: str) -> None:
+    ask_tell = begin(url)
+    by_hand = ask_tell.study.ask()  # as study.optimize does
+    assert must(ask_tell.ask()).number == 1
+    expire(ask_tell)
+    ask_tell.reap()
+    assert ask_tell.study.trials[0].state is TrialState.RUNNING
+    ask_tell.study.tell(by_hand, 0.5)
+    assert ask_tell.study.trials[0].value == 0.5
+
+
+def test_a_new_study_does_not_inherit_the_books_of_a_deleted_one(sqlite_url: str) -> None:
+    ask_tell = begin(sqlite_url, budget={"trials": 1})
+    lost = must(ask_tell.ask("a"))
+    optuna.delete_study(
+        study_name="s", storage=sqlite_url
+    )  # as a stock dashboard does: SQLite keeps our rows
+    ask_tell = begin(sqlite_url, budget={"trials": 1})
+    assert ask_tell.spent() == Spent()
+    lease = must(ask_tell.ask("a"))
+    assert lease.trial_id == lost.trial_id
+    ask_tell.tell(lease, TrialState.COMPLETE, 1.0)
+    assert ask_tell.ask() is None
 
 
 def test_a_trial_ended_by_hand_stays_as_it_was_ended(url: str) -> None:
@@ -277,11 +471,11 @@ def test_the_pruner_sees_trials_that_end_meanwhile(sqlite_url: str) -> None:
     ask_tell = begin(sqlite_url, pruner={"name": "median", "startup_trials": 1})
     other = StudyManager(sqlite_url).ask_tell("s")
     slow, quick = must(ask_tell.ask()), must(other.ask())
-    assert ask_tell.report(slow, 1, 5.0) is Answer.CONTINUE
+    assert ask_tell.report(slow, 1, 5.0).answer is Answer.CONTINUE
     for epoch in (1, 2):
         other.report(quick, epoch, 1.0)
     other.tell(quick, TrialState.COMPLETE, 1.0)
-    assert ask_tell.report(slow, 2, 5.0) is Answer.PRUNE
+    assert ask_tell.report(slow, 2, 5.0).answer is Answer.PRUNE
 
 
 @pytest.mark.parametrize("budget", [{"epochs": 41}, {"trials": 17}])
@@ -294,7 +488,7 @@ def test_a_budget_is_exact_whoever_spends_it_at_once(url: str, budget: dict[str,
         own = StudyManager(url).ask_tell("s")
         while (lease := own.ask()) is not None:
             for epoch in (1, 2, 3):
-                if own.report(lease, epoch, 1.0) is Answer.STOP:
+                if own.report(lease, epoch, 1.0).answer is Answer.STOP:
                     break
             own.tell(lease, TrialState.COMPLETE, 1.0)
 
@@ -330,7 +524,7 @@ def test_a_failing_transaction_leaves_nothing_behind(
 ) -> None:
     ask_tell = begin(sqlite_url)
 
-    def fail(*_: Any) -> int:
+    def fail(*_: Any, **__: Any) -> int:
         raise RuntimeError("the lights went out")
 
     monkeypatch.setattr(ask_tell.ledger, "grant", fail)
@@ -339,20 +533,114 @@ def test_a_failing_transaction_leaves_nothing_behind(
     assert ask_tell.study.trials == []
 
 
-def test_commits_per_trial(sqlite_url: str) -> None:
-    ask_tell = begin(sqlite_url)
-    complete(ask_tell)
-    commits: Counter[str] = Counter()
+def _statements(ask_tell: AskTell) -> dict[str, Counter[str]]:
+    """What one trial with ten reports costs, by step: statements, commits, rows read."""
+    counts: dict[str, Counter[str]] = {step: Counter() for step in ("ask", "report", "together", "tell")}
     doing = "ask"
-    sa.event.listen(ask_tell.ledger.database.engine, "commit", lambda _: commits.update([doing]))
+    engine = ask_tell.ledger.database.engine
+
+    def statement(_c: Any, _cursor: Any, text: str, *_: Any) -> None:
+        counts[doing][text.split(maxsplit=1)[0]] += not text.startswith(("PRAGMA", "BEGIN"))
+
+    def commit(_: Any) -> None:
+        counts[doing]["commits"] += 1
+
+    sa.event.listen(engine, "before_cursor_execute", statement)
+    sa.event.listen(engine, "commit", commit)
     lease = must(ask_tell.ask())
     doing = "report"
     for epoch in range(1, 11):
         ask_tell.report(lease, epoch, 1.0)
+    doing = "together"
+    ask_tell.report_many(lease, dict.fromkeys(range(11, 21), 1.0))
     doing = "tell"
     ask_tell.tell(lease, TrialState.COMPLETE, 1.0, {"a": 1, "b": 2})
-    # besides the ledger's own transaction and the trial's, an ask reads the study's trials, which Optuna commits too
-    assert commits == {"ask": 3, "report": 10, "tell": 1}
+    sa.event.remove(engine, "before_cursor_execute", statement)
+    sa.event.remove(engine, "commit", commit)
+    return counts
+
+
+SIX = {f"x{i}": {"low": 0.0, "high": 1.0} for i in range(6)}
+
+
+def test_commits_per_trial(url: str) -> None:
+    ask_tell = begin(url, space=SIX, pruner={"name": "median"})
+    complete(ask_tell)
+    counts = {step: count["commits"] for step, count in _statements(ask_tell).items()}
+    assert counts == {"ask": 2, "report": 10, "together": 1, "tell": 1}
+
+
+def _fill(ask_tell: AskTell, trials: int) -> None:
+    """Finished trials with parameters, values and reports, as Optuna writes them, but all at once."""
+    models = optuna.storages._rdb.models
+    study_id, now = ask_tell.study._study_id, datetime.now()
+    space = {n: distribution_to_json(d) for n, d in ask_tell.definition.space.distributions.items()}
+    trial = {
+        "study_id": study_id,
+        "state": TrialState.COMPLETE,
+        "datetime_start": now,
+        "datetime_complete": now,
+    }
+    finite = {
+        "value_type": models.TrialValueModel.TrialValueType.FINITE,
+        "intermediate_value_type": models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE,
+    }
+    with ask_tell.ledger.transaction() as session:
+        session.execute(sa.insert(models.TrialModel), [{**trial, "number": n} for n in range(trials)])
+        ids = session.scalars(sa.select(models.TrialModel.trial_id).filter_by(study_id=study_id)).all()
+        params = [
+            {"trial_id": i, "param_name": n, "param_value": 0.5, "distribution_json": d}
+            for i in ids
+            for n, d in space.items()
+        ]
+        session.execute(sa.insert(models.TrialParamModel), params)
+        value = {"objective": 0, "value": 1.0, "value_type": finite["value_type"]}
+        session.execute(sa.insert(models.TrialValueModel), [{"trial_id": i, **value} for i in ids])
+        kind = finite["intermediate_value_type"]
+        report = {"intermediate_value": 1.0, "intermediate_value_type": kind}
+        reports = [{"trial_id": i, "step": step, **report} for i in ids for step in (1, 2)]
+        session.execute(sa.insert(models.TrialIntermediateValueModel), reports)
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_trial_does_not_grow_with_the_study(url: str) -> None:
+    costs = []
+    for trials in (100, 5000):
+        name = f"s{trials}"
+        manager = StudyManager(url)
+        manager.create(StudyDefinition.parse({**definition(space=SIX).dump(), "name": name}))
+        ask_tell = manager.ask_tell(name)
+        _fill(ask_tell, trials)
+        complete(ask_tell)  # a worker reads the history once, when it begins
+        costs.append((_statements(ask_tell), _work(ask_tell)))
+    (few, little), (many, much) = costs
+    assert few == many
+    assert much <= 1.1 * little
+
+
+def _work(ask_tell: AskTell) -> int:
+    """Rows that the driver returned, and in SQLite the steps of its virtual machine, for a whole trial."""
+    engine, rows, steps = ask_tell.ledger.database.engine, 0, 0
+
+    def fetched(_c: Any, cursor: Any, *_: Any) -> None:
+        nonlocal rows
+        rows += max(0, cursor.rowcount)
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    def watch(connection: Any, *_: Any) -> None:
+        if hasattr(connection, "set_progress_handler"):
+            connection.set_progress_handler(step, 1)
+
+    sa.event.listen(engine, "after_cursor_execute", fetched)
+    sa.event.listen(engine, "checkout", watch)
+    complete(ask_tell)
+    sa.event.remove(engine, "after_cursor_execute", fetched)
+    sa.event.remove(engine, "checkout", watch)
+    return rows + steps
 
 
 def _ask_some(url: str, rounds: int) -> list[int]:
@@ -402,7 +690,7 @@ def test_pruning_decisions_are_bare_optunas(sqlite_url: str, kind: str) -> None:
         lease, trial = must(ask_tell.ask()), bare.ask()
         ours = theirs = None
         for epoch in range(1, 10):
-            if ours is None and ask_tell.report(lease, epoch, curve(number, epoch)) is Answer.PRUNE:
+            if ours is None and ask_tell.report(lease, epoch, curve(number, epoch)).answer is Answer.PRUNE:
                 ours = epoch
             if theirs is None:
                 trial.report(curve(number, epoch), epoch)

@@ -25,7 +25,8 @@ from tuner.ask_tell import AskTell
 from tuner.errors import DefinitionError
 from tuner.executors import Where
 from tuner.ledger import Ledger, Owner
-from tuner.runs import Runs, metadata
+from tuner.runs import Runs
+from tuner.tables import RunRow
 from tuner.trial_run import Outcome
 
 
@@ -150,10 +151,8 @@ def test_ctrl_c_gives_running_trials_back_from_every_executor(sqlite_url: str, w
     with StudyManager(sqlite_url) as manager:
         with pytest.raises(KeyboardInterrupt):
             manager.run(definition, Slope(), workers=2, executor=where, on_outcome=press_ctrl_c)
-        ask_tell = manager.ask_tell("s")
-        with ask_tell.ledger.transaction() as session:
-            rows = ask_tell.ledger.open_leases(session, ask_tell.study._study_id)
-        assert all(row.is_expired for row in rows)  # handed back, none left to run out
+        assert manager.working(["s"]) == []  # handed back: no lease is left to run out
+        assert TrialState.RUNNING not in {t.state for t in manager.load("s").trials}
         finished = manager.run(definition, Slope(), workers=2, executor=where)
     assert [t.state for t in finished.trials] == [TrialState.COMPLETE] * 3
     assert all(len(t.intermediate_values) == 20 for t in finished.trials)
@@ -304,7 +303,7 @@ def test_a_trial_that_was_ended_by_hand_is_not_waited_for(sqlite_url: str) -> No
 
 
 def test_a_run_that_was_killed_is_forgotten_by_the_next(sqlite_url: str) -> None:
-    table = metadata.tables["tuner_runs"]
+    table = RunRow.__table__
     with StudyManager(sqlite_url) as manager:
         killed = Runs(manager._ledger).begin()
         with manager._ledger.transaction() as session:

@@ -1,0 +1,71 @@
+"""A PostgreSQL server of one's own, on a socket in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["Server", "server", "server_programs"]
+
+
+def server_programs() -> Path | None:
+    """The folder of the server's programs; None where they are not installed."""
+    installed = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)  # Debian keeps them off the path
+    found = shutil.which("initdb")
+    return installed or (Path(found).parent if found else None)
+
+
+class Server:
+    """A server in `folder`, to be started, stopped as a crash would, and started again."""
+
+    def __init__(self, programs: Path, folder: str, *, durable: bool = False) -> None:
+        self.folder = folder
+        self.url = f"postgresql+psycopg://tuner@/{{database}}?host={folder}"
+        self._programs, self._durable = programs, durable
+        self._prefix: list[str] = []
+        if os.getuid() == 0:  # the server refuses to run as root
+            user = pwd.getpwnam("postgres")
+            shutil.chown(folder, user.pw_name)
+            self._prefix = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+        self._run("initdb", "-U", "tuner", "--auth=trust", "--no-sync")
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        options = f"-c listen_addresses='' -c unix_socket_directories={self.folder}"
+        if not self._durable:
+            options += " -c fsync=off"
+        self._run("pg_ctl", "-w", "-l", f"{self.folder}/log", "-o", options, "start")
+
+    def stop(self) -> None:
+        """Stop at once, as a crash would: connections are cut, nothing is written out."""
+        self._run("pg_ctl", "-m", "immediate", "stop")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [*self._prefix, str(self._programs / program), "-D", f"{self.folder}/data", *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd=self.folder)
+
+
+@contextmanager
+def server(*, durable: bool = False) -> Iterator[Server]:
+    """A running server; `durable` keeps each commit through a power cut, as servers come.
+
+    Raises:
+        FileNotFoundError: the server's programs are not installed.
+    """
+    programs = server_programs()
+    if programs is None:
+        raise FileNotFoundError("PostgreSQL's server programs are not installed")
+    # not a test's own folder, which only its owner may enter
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
+        running = Server(programs, folder, durable=durable)
+        running.start()
+        try:
+            yield running
+        finally:
+            running.stop()

@@ -357,8 +357,8 @@ class AskTell:
             LeaseLostError: it has ended.
         """
         self.ledger.renew(session, self._study_id, lease.trial_id, lease.fence)
-        found = self.ledger.open_leases(session, self._study_id, trial_id=lease.trial_id)
-        return found[0]
+        found = self.ledger.open_leases(session, self._study_id)
+        return next(held for held in found if held.trial_id == lease.trial_id)
 
     @property
     def _study_id(self) -> int:

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,7 +24,9 @@ from typing import Any, cast
 
 import psutil
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.functions import FunctionElement
 
 from tuner.errors import ConflictError, LeaseLostError
 from tuner.storage import Database, Mode
@@ -140,11 +142,115 @@ class Command:
     by: str
 
 
-# plain tables: what is written and read here are rows, not objects that a session keeps
+class _Now(FunctionElement[float]):
+    """The database's clock, in seconds since 1970."""
+
+    type = sa.Float(53)
+    inherit_cache = True
+
+
+@compiles(_Now, "sqlite")
+def _sqlite_now(_element: _Now, _compiler: Any, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(_Now, "postgresql")
+def _postgresql_now(_element: _Now, _compiler: Any, **_: Any) -> str:
+    return "CAST(EXTRACT(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
+
+# Statements are made once: that takes ten times as long as to run one. They speak of plain tables, as what they write
+# and read is rows and not objects that a session keeps.
 _LEASES, _BOOKS, _COMMANDS, _CHECKPOINTS = (
     cast("sa.Table", row.__table__) for row in (LeaseRow, SpentRow, CommandRow, CheckpointRow)
 )
-_SPENT = (_BOOKS.c.trials, _BOOKS.c.ended, _BOOKS.c.epochs, _BOOKS.c.seconds)
+_NOW, _given = _Now(), sa.bindparam
+_LEASE, _COMMAND = _LEASES.c, _COMMANDS.c
+
+_OF_TRIAL = (_LEASE.study_id == _given("study"), _LEASE.trial_id == _given("trial"))
+_THIS = (*_OF_TRIAL, _LEASE.fence == _given("the_fence"))
+_OPEN = _LEASE.ending.is_(None)
+_OPEN_LEASES = (
+    sa.select(
+        _LEASE.trial_id,
+        _LEASE.fence,
+        _LEASE.attempt,
+        _LEASE.owner,
+        _LEASE.expires_at - _NOW,
+        _LEASE.epochs,
+        _LEASE.seconds,
+    )
+    .where(_LEASE.study_id == _given("study"), _OPEN)
+    .order_by(_LEASE.trial_id)
+)
+_GRANTED = sa.select(_LEASE.trial_id, _LEASE.fence, _LEASE.attempt).where(
+    _LEASE.study_id == _given("study"), _LEASE.request_id == _given("request")
+)
+_LAST = (
+    sa.select(_LEASE.fence, _LEASE.attempt, _LEASE.ending)
+    .where(*_OF_TRIAL)
+    .order_by(_LEASE.fence.desc())
+    .limit(1)
+)
+_HISTORY = (
+    sa.select(_LEASE.owner, _LEASE.granted_at, _LEASE.ended_at, _LEASE.ending, _LEASE.epochs)
+    .where(*_OF_TRIAL)
+    .order_by(_LEASE.fence)
+)
+_GRANT = sa.insert(_LEASES).values(granted_at=_NOW, expires_at=_NOW + _given("lease_seconds"))
+_RENEW = (
+    sa.update(_LEASES)
+    .where(*_THIS, _OPEN)
+    .values(
+        expires_at=_NOW + _given("lease_seconds"),
+        epochs=_LEASE.epochs + _given("more_epochs"),
+        seconds=_LEASE.seconds + _given("more_seconds"),
+    )
+    .returning(_LEASE.commands)
+)
+_END = (
+    sa.update(_LEASES)
+    .where(*_THIS, _OPEN)
+    .values(
+        ended_at=_NOW,
+        ending=_given("how"),
+        told=_given("what"),
+        epochs=_LEASE.epochs + _given("more_epochs"),
+        seconds=_LEASE.seconds + _given("more_seconds"),
+    )
+    .returning(_LEASE.trial_id)
+)
+_ENDING = sa.select(_LEASE.ending, _LEASE.told).where(*_THIS)
+_HOLDER = (
+    sa.update(_LEASES).where(*_OF_TRIAL, _OPEN).values(commands=_LEASE.commands + 1).returning(_LEASE.fence)
+)
+_HEARD = sa.update(_LEASES).where(*_THIS).values(commands=0)
+_SPENT = sa.select(_BOOKS.c.trials, _BOOKS.c.ended, _BOOKS.c.epochs, _BOOKS.c.seconds).where(
+    _BOOKS.c.study_id == _given("study")
+)
+_SPEND = (
+    sa.update(_BOOKS)
+    .where(_BOOKS.c.study_id == _given("study"))
+    .values(
+        {name: _BOOKS.c[name] + _given(f"more_{name}") for name in ("trials", "ended", "epochs", "seconds")}
+    )
+    .returning(_BOOKS.c.trials, _BOOKS.c.ended, _BOOKS.c.epochs, _BOOKS.c.seconds)
+)
+_ABOUT_TRIAL = (_COMMAND.study_id == _given("study"), _COMMAND.trial_id == _given("trial"))
+_WANTED = (
+    sa.select(_COMMAND.kind, _COMMAND.values_json, _COMMAND.by)
+    .where(*_ABOUT_TRIAL)
+    .order_by(_COMMAND.command_id)
+)
+_WAITING = _WANTED.where(_COMMAND.delivered_fence.is_(None))
+_DELIVERED = _WANTED.where(
+    _COMMAND.delivered_fence == _given("the_fence"), _COMMAND.delivered_epoch == _given("epoch")
+)
+_DELIVER = (
+    sa.update(_COMMANDS)
+    .where(*_ABOUT_TRIAL, _COMMAND.delivered_fence.is_(None))
+    .values(delivered_fence=_given("the_fence"), delivered_epoch=_given("epoch"))
+)
 
 
 class Ledger:
@@ -163,41 +269,22 @@ class Ledger:
         for table in metadata.tables.values():
             if "study_id" in table.c:
                 session.execute(sa.delete(table).where(table.c.study_id == study_id))
-        session.execute(sa.insert(_BOOKS).values(study_id=study_id))
+        self._open_books(session, study_id)
 
-    def open_leases(self, session: Session, study_id: int, *, trial_id: int | None = None) -> list[HeldLease]:
-        """The leases of a study's running trials, by trial id; or only that of one trial."""
-        query = (
-            sa.select(
-                _LEASES.c.trial_id,
-                _LEASES.c.fence,
-                _LEASES.c.attempt,
-                _LEASES.c.owner,
-                _LEASES.c.expires_at - self._now(),
-                _LEASES.c.epochs,
-                _LEASES.c.seconds,
-            )
-            .where(_LEASES.c.study_id == study_id, _LEASES.c.ending.is_(None))
-            .order_by(_LEASES.c.trial_id)
-        )
-        if trial_id is not None:
-            query = query.where(_LEASES.c.trial_id == trial_id)
-        return [HeldLease(*row) for row in session.execute(query)]
+    def open_leases(self, session: Session, study_id: int) -> list[HeldLease]:
+        """The leases of a study's running trials, by trial id."""
+        return [HeldLease(*row) for row in session.execute(_OPEN_LEASES, {"study": study_id})]
 
     def granted_to(self, session: Session, study_id: int, request_id: str) -> tuple[int, int, int] | None:
         """Trial id, fence and attempt of the lease that a request was granted; None if it was granted none."""
-        query = sa.select(_LEASES.c.trial_id, _LEASES.c.fence, _LEASES.c.attempt)
-        which = (_LEASES.c.study_id == study_id, _LEASES.c.request_id == request_id)
-        row = session.execute(query.where(*which)).one_or_none()
-        return None if row is None else cast("tuple[int, int, int]", tuple(row))
+        row = session.execute(_GRANTED, {"study": study_id, "request": request_id}).one_or_none()
+        return None if row is None else (row.trial_id, row.fence, row.attempt)
 
     def last_lease(
         self, session: Session, study_id: int, trial_id: int
     ) -> tuple[int, int, Ending | None] | None:
         """Fence, attempt and ending (None: it is open) of the last lease on a trial; None if it never had one."""
-        query = sa.select(_LEASES.c.fence, _LEASES.c.attempt, _LEASES.c.ending)
-        which = (_LEASES.c.study_id == study_id, _LEASES.c.trial_id == trial_id)
-        row = session.execute(query.where(*which).order_by(_LEASES.c.fence.desc()).limit(1)).one_or_none()
+        row = session.execute(_LAST, {"study": study_id, "trial": trial_id}).one_or_none()
         return None if row is None else (row.fence, row.attempt, row.ending and Ending(row.ending))
 
     def grant(
@@ -212,25 +299,10 @@ class Ledger:
         attempt: int = 1,
     ) -> None:
         """Lease a trial that was just set running. Commands that its last holder did not hear wait for this one."""
-        now = self._now()
-        waiting = sa.select(sa.func.count()).where(
-            _COMMANDS.c.study_id == study_id,
-            _COMMANDS.c.trial_id == trial_id,
-            _COMMANDS.c.delivered_fence.is_(None),
-        )
-        session.execute(
-            sa.insert(_LEASES).values(
-                study_id=study_id,
-                trial_id=trial_id,
-                fence=fence,
-                attempt=attempt,
-                owner=owner,
-                request_id=request_id,
-                granted_at=now,
-                expires_at=now + self.lease_seconds,
-                commands=0 if fence == 1 else waiting.scalar_subquery(),
-            )
-        )
+        waiting = 0 if fence == 1 else len(self.waiting(session, study_id, trial_id))
+        key = {"study_id": study_id, "trial_id": trial_id, "fence": fence, "attempt": attempt}
+        who = {"owner": owner, "request_id": request_id}
+        session.execute(_GRANT, {**key, **who, "commands": waiting, "lease_seconds": self.lease_seconds})
 
     def renew(
         self,
@@ -247,19 +319,12 @@ class Ledger:
         Raises:
             LeaseLostError: the lease has ended.
         """
-        changed = session.execute(
-            sa.update(_LEASES)
-            .where(*_is_open(study_id, trial_id, fence))
-            .values(
-                expires_at=self._now() + self.lease_seconds,
-                epochs=_LEASES.c.epochs + epochs,
-                seconds=_LEASES.c.seconds + seconds,
-            )
-            .returning(_LEASES.c.commands)
-        ).one_or_none()
-        if changed is None:
-            raise self._lost(session, study_id, trial_id, fence)
-        return int(changed.commands)
+        key = {"study": study_id, "trial": trial_id, "the_fence": fence}
+        more = {"more_epochs": epochs, "more_seconds": seconds, "lease_seconds": self.lease_seconds}
+        commands: int | None = session.scalar(_RENEW, key | more)
+        if commands is None:
+            raise self._lost(session, key)
+        return commands
 
     def end(
         self,
@@ -273,25 +338,16 @@ class Ledger:
         epochs: int = 0,
         seconds: float = 0.0,
     ) -> None:
-        """End a lease.
+        """End a lease; `told` is kept as JSON.
 
         Raises:
             LeaseLostError: it has ended already.
         """
-        changed = session.execute(
-            sa.update(_LEASES)
-            .where(*_is_open(study_id, trial_id, fence))
-            .values(
-                ended_at=self._now(),
-                ending=ending.value,
-                told=None if told is None else json.dumps(told),
-                epochs=_LEASES.c.epochs + epochs,
-                seconds=_LEASES.c.seconds + seconds,
-            )
-            .returning(_LEASES.c.trial_id)
-        ).one_or_none()
-        if changed is None:
-            raise self._lost(session, study_id, trial_id, fence)
+        key = {"study": study_id, "trial": trial_id, "the_fence": fence}
+        how = {"how": ending.value, "what": None if told is None else json.dumps(told)}
+        more = {"more_epochs": epochs, "more_seconds": seconds}
+        if session.scalar(_END, key | how | more) is None:
+            raise self._lost(session, key)
 
     def was_told(self, session: Session, study_id: int, trial_id: int, fence: int, told: Any) -> bool:
         """Whether this lease ended with exactly this told; False if it has not ended with a tell.
@@ -299,148 +355,97 @@ class Ledger:
         Raises:
             ConflictError: something else was told.
         """
-        query = sa.select(_LEASES.c.told).where(
-            *_is(study_id, trial_id, fence), _LEASES.c.ending == Ending.TOLD
-        )
-        before = session.scalar(query)
-        if before is None:
+        key = {"study": study_id, "trial": trial_id, "the_fence": fence}
+        row = session.execute(_ENDING, key).one_or_none()
+        if row is None or row.ending != Ending.TOLD:
             return False
-        if before != json.dumps(told):
-            raise ConflictError(f"trial id {trial_id} was told {before} before; now {json.dumps(told)}")
+        if row.told != json.dumps(told):
+            raise ConflictError(f"trial id {trial_id} was told {row.told} before; now {json.dumps(told)}")
         return True
 
     def history(self, session: Session, study_id: int, trial_id: int) -> list[dict[str, Any]]:
         """All attempts at a trial in order; times in seconds since 1970."""
-        columns = (
-            _LEASES.c.owner,
-            _LEASES.c.granted_at,
-            _LEASES.c.ended_at,
-            _LEASES.c.ending,
-            _LEASES.c.epochs,
-        )
-        which = (_LEASES.c.study_id == study_id, _LEASES.c.trial_id == trial_id)
-        return [
-            dict(row._mapping)
-            for row in session.execute(sa.select(*columns).where(*which).order_by(_LEASES.c.fence))
-        ]
+        rows = session.execute(_HISTORY, {"study": study_id, "trial": trial_id})
+        return [dict(row._mapping) for row in rows]
 
-    def spend(self, session: Session, study_id: int, **more: float) -> Spent:
+    def spend(
+        self,
+        session: Session,
+        study_id: int,
+        *,
+        trials: int = 0,
+        ended: int = 0,
+        epochs: int = 0,
+        seconds: float = 0.0,
+    ) -> Spent:
         """Add to what a study has used, and return the sum. The row stays locked until the transaction ends."""
-        query = sa.update(_BOOKS).where(_BOOKS.c.study_id == study_id).returning(*_SPENT)
-        added = {name: _BOOKS.c[name] + amount for name, amount in more.items()}
-        row = session.execute(query.values(added)).one_or_none()
+        more = {"trials": trials, "ended": ended, "epochs": epochs, "seconds": seconds}
+        values = {"study": study_id, **{f"more_{name}": amount for name, amount in more.items()}}
+        row = session.execute(_SPEND, values).one_or_none()
         if row is None:  # a study from before there were books, at its first ask
-            session.execute(sa.insert(_BOOKS).values(study_id=study_id))
-            return self.spend(session, study_id, **more)
+            self._open_books(session, study_id)
+            row = session.execute(_SPEND, values).one()
         return Spent(*row)
 
     def spent(self, session: Session, study_id: int) -> Spent:
         """What the study has used so far."""
-        row = session.execute(sa.select(*_SPENT).where(_BOOKS.c.study_id == study_id)).one_or_none()
+        row = session.execute(_SPENT, {"study": study_id}).one_or_none()
         return Spent(*row) if row else Spent()
 
     def command(self, session: Session, study_id: int, trial_id: int, command: Command) -> bool:
         """Leave a command for the next report of a trial; False if nobody has a lease on it."""
-        session.execute(
-            sa.insert(_COMMANDS).values(
-                study_id=study_id,
-                trial_id=trial_id,
-                kind=command.kind,
-                values_json=json.dumps(dict(command.values)),
-                by=command.by,
-                asked_at=self._now(),
-            )
-        )
-        changed = session.execute(
-            sa.update(_LEASES)
-            .where(_LEASES.c.study_id == study_id, _LEASES.c.trial_id == trial_id, _LEASES.c.ending.is_(None))
-            .values(commands=_LEASES.c.commands + 1)
-            .returning(_LEASES.c.fence)
-        ).one_or_none()
-        return changed is not None
+        row = {"study_id": study_id, "trial_id": trial_id, "kind": command.kind, "by": command.by}
+        values = json.dumps(dict(command.values))
+        session.execute(sa.insert(_COMMANDS).values(**row, values_json=values, asked_at=_NOW))
+        return session.scalar(_HOLDER, {"study": study_id, "trial": trial_id}) is not None
 
     def deliver(
         self, session: Session, study_id: int, trial_id: int, fence: int, epoch: int
     ) -> list[Command]:
         """The commands that wait for a trial, oldest first; they count as delivered with the report of `epoch`."""
-        which = (_COMMANDS.c.study_id == study_id, _COMMANDS.c.trial_id == trial_id)
-        session.execute(
-            sa.update(_COMMANDS)
-            .where(*which, _COMMANDS.c.delivered_fence.is_(None))
-            .values(delivered_fence=fence, delivered_epoch=epoch)
-        )
-        session.execute(sa.update(_LEASES).where(*_is(study_id, trial_id, fence)).values(commands=0))
+        key = {"study": study_id, "trial": trial_id, "the_fence": fence}
+        session.execute(_DELIVER, {**key, "epoch": epoch})
+        session.execute(_HEARD, key)
         return self.delivered(session, study_id, trial_id, fence, epoch)
 
     def waiting(self, session: Session, study_id: int, trial_id: int) -> list[Command]:
         """The commands that wait for a trial's next report, oldest first."""
-        return self._commands(session, study_id, trial_id, _COMMANDS.c.delivered_fence.is_(None))
+        return _commands(session.execute(_WAITING, {"study": study_id, "trial": trial_id}))
 
     def delivered(
         self, session: Session, study_id: int, trial_id: int, fence: int, epoch: int
     ) -> list[Command]:
         """The commands that were delivered with the report of `epoch`, oldest first."""
-        columns = _COMMANDS.c
-        which = (columns.delivered_fence == fence, columns.delivered_epoch == epoch)
-        return self._commands(session, study_id, trial_id, *which)
-
-    def _commands(
-        self, session: Session, study_id: int, trial_id: int, *which: sa.ColumnElement[bool]
-    ) -> list[Command]:
-        columns = _COMMANDS.c
-        query = (
-            sa.select(columns.kind, columns.values_json, columns.by)
-            .where(columns.study_id == study_id, columns.trial_id == trial_id, *which)
-            .order_by(columns.command_id)
-        )
-        return [Command(kind, json.loads(values), by) for kind, values, by in session.execute(query)]
+        key = {"study": study_id, "trial": trial_id, "the_fence": fence, "epoch": epoch}
+        return _commands(session.execute(_DELIVERED, key))
 
     def save_checkpoint(
-        self,
-        session: Session,
-        study_id: int,
-        trial_id: int,
-        epoch: int,
-        data: bytes,
-        *,
-        keep: Sequence[int] = (),
+        self, session: Session, study_id: int, trial_id: int, epoch: int, data: bytes
     ) -> None:
-        """Keep a training's state after an epoch, instead of all others of the trial but those of the epochs `keep`."""
-        which = (_CHECKPOINTS.c.study_id == study_id, _CHECKPOINTS.c.trial_id == trial_id)
-        session.execute(
-            sa.delete(_CHECKPOINTS).where(*which, _CHECKPOINTS.c.epoch.not_in(set(keep) - {epoch}))
-        )
+        """Keep a training's state after an epoch, instead of an earlier one."""
+        columns = _CHECKPOINTS.c
+        earlier = sa.delete(_CHECKPOINTS).where(columns.study_id == study_id, columns.trial_id == trial_id)
+        session.execute(earlier)
         row = {"study_id": study_id, "trial_id": trial_id, "epoch": epoch, "data": data}
         session.execute(sa.insert(_CHECKPOINTS).values(row))
 
-    def checkpoint(
-        self, session: Session, study_id: int, trial_id: int, epoch: int | None = None
-    ) -> tuple[int, bytes] | None:
-        """Epoch and state of a checkpoint of a trial, the latest by default; None if there is none."""
-        query = sa.select(_CHECKPOINTS.c.epoch, _CHECKPOINTS.c.data).where(
-            _CHECKPOINTS.c.study_id == study_id, _CHECKPOINTS.c.trial_id == trial_id
-        )
-        if epoch is not None:
-            query = query.where(_CHECKPOINTS.c.epoch == epoch)
-        row = session.execute(query.order_by(_CHECKPOINTS.c.epoch.desc()).limit(1)).one_or_none()
+    def checkpoint(self, session: Session, study_id: int, trial_id: int) -> tuple[int, bytes] | None:
+        """Epoch and state of the checkpoint of a trial; None if there is none."""
+        columns = _CHECKPOINTS.c
+        query = sa.select(columns.epoch, columns.data)
+        which = (columns.study_id == study_id, columns.trial_id == trial_id)
+        row = session.execute(query.where(*which)).one_or_none()
         return None if row is None else (row.epoch, row.data)
 
-    def _lost(self, session: Session, study_id: int, trial_id: int, fence: int) -> LeaseLostError:
+    def _open_books(self, session: Session, study_id: int) -> None:
+        session.execute(sa.insert(_BOOKS).values(study_id=study_id))
+
+    def _lost(self, session: Session, key: Mapping[str, int]) -> LeaseLostError:
         """Why a lease is not open any more, in words."""
-        ending = session.scalar(sa.select(_LEASES.c.ending).where(*_is(study_id, trial_id, fence)))
-        how = "there never was one" if ending is None else f"it ended: {ending}"
-        return LeaseLostError(f"the lease {fence} on trial id {trial_id} is lost ({how})")
-
-    def _now(self) -> sa.ColumnElement[float]:
-        """The database's clock, in seconds since 1970."""
-        if self.database.is_sqlite:
-            return (sa.func.julianday("now") - 2440587.5) * 86400.0
-        return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float(53))
+        row = session.execute(_ENDING, key).one_or_none()
+        how = "there is none" if row is None else f"it ended: {row.ending}"
+        return LeaseLostError(f"lease {key['the_fence']} on trial id {key['trial']} is lost ({how})")
 
 
-def _is(study_id: int, trial_id: int, fence: int) -> tuple[sa.ColumnElement[bool], ...]:
-    return (_LEASES.c.study_id == study_id, _LEASES.c.trial_id == trial_id, _LEASES.c.fence == fence)
-
-
-def _is_open(study_id: int, trial_id: int, fence: int) -> tuple[sa.ColumnElement[bool], ...]:
-    return (*_is(study_id, trial_id, fence), _LEASES.c.ending.is_(None))
+def _commands(rows: Iterable[Any]) -> list[Command]:
+    return [Command(kind, json.loads(values), by) for kind, values, by in rows]

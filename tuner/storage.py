@@ -73,6 +73,44 @@ MANY = 500
 """So many ids fit into one statement on every database."""
 
 
+# statements are made once: that takes ten times as long as to run one
+_given = sa.bindparam
+_LOCK_STUDY = sa.select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == _given("study")).with_for_update()
+_STATE = sa.select(_TRIALS.c.state).where(_TRIALS.c.trial_id == _given("trial"))
+_LAST_NUMBER = (
+    sa.select(_TRIALS.c.number)
+    .where(_TRIALS.c.study_id == _given("study"))
+    .order_by(_TRIALS.c.trial_id.desc())
+    .limit(1)
+)
+_NEW_TRIAL = sa.insert(_TRIALS).returning(_TRIALS.c.trial_id)
+_END_TRIAL = (
+    sa.update(_TRIALS)
+    .where(
+        _TRIALS.c.trial_id == _given("trial"),
+        _TRIALS.c.state.in_([TrialState.RUNNING, TrialState.WAITING]),
+    )
+    .values(state=_given("after"), datetime_complete=_given("now"))
+    .returning(_TRIALS.c.trial_id)
+)
+_LATER_TRIALS = (
+    sa.select(_TRIALS)
+    .where(_TRIALS.c.study_id == _given("study"), _TRIALS.c.trial_id > _given("after"))
+    .order_by(_TRIALS.c.trial_id)
+)
+_THESE_TRIALS = (
+    sa.select(_TRIALS)
+    .where(_TRIALS.c.study_id == _given("study"), _TRIALS.c.trial_id.in_(_given("these", expanding=True)))
+    .order_by(_TRIALS.c.trial_id)
+)
+_ALL_OF = {
+    table: sa.select(table)
+    .where(table.c.trial_id.in_(_given("trials", expanding=True)))
+    .order_by(next(iter(table.primary_key)))
+    for table in (_PARAMS, _VALUES, _REPORTS, USER_ATTRS, SYSTEM_ATTRS)
+}
+
+
 class Mode(StrEnum):
     """What a transaction is for."""
 
@@ -180,6 +218,11 @@ class Database(RDBStorage):
 
     def _prepare(self) -> None:
         self.is_sqlite = self.engine.dialect.name == "sqlite"
+        # each dialect has its own word for what an INSERT does about rows that are there
+        insert: Any = sqlite.insert if self.is_sqlite else postgresql.insert
+        report = insert(_REPORTS).on_conflict_do_nothing()
+        self._report = report.returning(_REPORTS.c.step)
+        self._set_attrs = {table: _upsert(insert(table)) for table in (USER_ATTRS, SYSTEM_ATTRS)}
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _leave_transactions_to_us)
             sa.event.listen(self.engine, "begin", _begin)
@@ -240,14 +283,11 @@ class Database(RDBStorage):
         SQLite has locked the whole database already.
         """
         if not self.is_sqlite:
-            session.execute(
-                sa.select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == study_id).with_for_update()
-            )
+            session.execute(_LOCK_STUDY, {"study": study_id})
 
     def is_running(self, session: Session, trial_id: int) -> bool:
         """Whether the trial is running still: somebody may have ended it by hand, in the dashboard for instance."""
-        state = sa.select(_TRIALS.c.state).where(_TRIALS.c.trial_id == trial_id)
-        return bool(session.execute(state).scalar_one_or_none() == TrialState.RUNNING)
+        return bool(session.scalar(_STATE, {"trial": trial_id}) == TrialState.RUNNING)
 
     def create_trial(
         self,
@@ -263,15 +303,12 @@ class Database(RDBStorage):
 
         Returns its id, or None if the next number is another one by now: numbers are given one after the other.
         """
-        columns = _TRIALS.c
-        newest = sa.select(columns.number).where(columns.study_id == study_id)
-        last = session.scalar(newest.order_by(columns.trial_id.desc()).limit(1))
+        last = session.scalar(_LAST_NUMBER, {"study": study_id})
         if (-1 if last is None else last) != number - 1:
             return None
-        insert = sa.insert(_TRIALS).values(
-            study_id=study_id, number=number, state=TrialState.RUNNING, datetime_start=datetime.now()
-        )
-        trial_id = cast("int", session.execute(insert.returning(columns.trial_id)).scalar_one())
+        trial = {"study_id": study_id, "number": number, "state": TrialState.RUNNING}
+        new = session.execute(_NEW_TRIAL, {**trial, "datetime_start": datetime.now()})
+        trial_id = cast("int", new.scalar_one())
         self.set_params(session, trial_id, params, distributions)
         self.set_attrs(session, SYSTEM_ATTRS, trial_id, attrs)
         return trial_id
@@ -311,28 +348,16 @@ class Database(RDBStorage):
         if not attrs:
             return
         rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in attrs.items()]
-        insert = self._insert(table)
-        session.execute(
-            insert.on_conflict_do_update(
-                index_elements=[table.c.trial_id, table.c.key],
-                set_={"value_json": insert.excluded.value_json},
-            ),
-            rows,
-        )
+        session.execute(self._set_attrs[table], rows)
 
     def report_values(self, session: Session, trial_id: int, values: Mapping[int, float]) -> bool:
         """Add intermediate values by step; False, and nothing is certain, if there was one of these steps already."""
         rows = []
         for step, value in values.items():
             stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
-            rows.append((trial_id, step, stored, kind))
-        columns = ["trial_id", "step", "intermediate_value", "intermediate_value_type"]
-        added = 0
-        for first in range(0, len(rows), MANY):
-            block = [dict(zip(columns, row, strict=True)) for row in rows[first : first + MANY]]
-            insert = self._insert(_REPORTS).values(block).on_conflict_do_nothing()
-            added += len(session.execute(insert.returning(_REPORTS.c.step)).all())
-        return added == len(rows)
+            row = {"trial_id": trial_id, "step": step, "intermediate_value": stored}
+            rows.append({**row, "intermediate_value_type": kind})
+        return len(session.execute(self._report, rows).all()) == len(rows)
 
     def reports(self, session: Session, trial_id: int) -> dict[int, float]:
         """The intermediate values of a trial, by step."""
@@ -358,15 +383,8 @@ class Database(RDBStorage):
         False, and nothing is written, if it has ended already.
         """
         assert not any(math.isnan(value) for value in values or ())  # Optuna could not read it back
-        changed = session.execute(
-            sa.update(_TRIALS)
-            .where(
-                _TRIALS.c.trial_id == trial_id,
-                _TRIALS.c.state.in_([TrialState.RUNNING, TrialState.WAITING]),
-            )
-            .values(state=state, datetime_complete=datetime.now())
-        )
-        if _count(changed) == 0:
+        ended = {"trial": trial_id, "after": state, "now": datetime.now()}
+        if session.scalar(_END_TRIAL, ended) is None:
             return False
         self.set_attrs(session, USER_ATTRS, trial_id, user_attrs)
         for objective, value in enumerate(values or ()):
@@ -374,10 +392,6 @@ class Database(RDBStorage):
             row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
             session.execute(sa.insert(_VALUES).values(row))
         return True
-
-    def _insert(self, table: sa.Table) -> Any:
-        """An INSERT that can say what to do about rows that are there: each dialect has its own word for it."""
-        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def _get_trials(
         self,
@@ -488,7 +502,6 @@ def _engine_settings(url: str) -> dict[str, Any]:
         "tcp_user_timeout": milliseconds,
     }
     return {
-        "pool_pre_ping": True,
         "pool_timeout": BUSY_SECONDS,
         "connect_args": {name: value for name, value in arguments.items() if name not in parsed.query},
     }
@@ -516,6 +529,14 @@ def _begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+def _upsert(insert: Any) -> Any:
+    """An INSERT of attributes that replaces those of the same keys."""
+    columns = insert.table.c
+    return insert.on_conflict_do_update(
+        index_elements=[columns.trial_id, columns.key], set_={"value_json": insert.excluded.value_json}
+    )
+
+
 def _count(result: sa.Result[Any]) -> int:
     """How many rows a statement has changed."""
     assert isinstance(result, sa.CursorResult)
@@ -530,58 +551,37 @@ def _read_trials(
     greater_than: int,
 ) -> list[FrozenTrial]:
     """Trials by id: those with an id above `greater_than` and those of `included`, in any of `states`."""
-    columns = _TRIALS.c
-    wanted = columns.trial_id > greater_than
-    included = {trial_id for trial_id in included if trial_id <= greater_than}
-    if len(included) > MANY:
-        wanted = columns.trial_id >= min(included)
-    elif included:
-        wanted = sa.or_(wanted, columns.trial_id.in_(included))
-    which = [columns.study_id == study_id, wanted]
-    found = session.execute(sa.select(_TRIALS).where(*which).order_by(columns.trial_id)).all()
-    if not found:
-        if greater_than < 0:
-            models.StudyModel.find_or_raise_by_id(study_id, session)
-        return []
-    chosen = [
-        row
-        for row in found
-        if (row.trial_id > greater_than or row.trial_id in included)
-        and (states is None or row.state in states)
-    ]
-    if len(chosen) <= MANY:
-        ids: Any = [row.trial_id for row in chosen]
-    else:
-        ids = sa.select(columns.trial_id).where(*which)
-    details = _Details(session, ids)
+    # two statements: of one with an OR, SQLite makes a walk through the whole study
+    these = sorted(trial_id for trial_id in included if trial_id <= greater_than)
+    found: list[Any] = []
+    for first in range(0, len(these), MANY):
+        block = {"study": study_id, "these": these[first : first + MANY]}
+        found += session.execute(_THESE_TRIALS, block)
+    found += session.execute(_LATER_TRIALS, {"study": study_id, "after": greater_than})
+    if not found and greater_than < 0:
+        models.StudyModel.find_or_raise_by_id(study_id, session)
+    chosen = [row for row in found if states is None or row.state in states]
+    details = _Details(session, [row.trial_id for row in chosen])
     return [details.trial(row) for row in chosen]
 
 
 class _Details:
-    """What the other tables hold of some trials, one statement each."""
+    """What the other tables hold of some trials, one statement each for as many as go into one."""
 
-    def __init__(self, session: Session, ids: Any) -> None:
-        self._params, self._values = (
-            self._by_trial(session, _PARAMS, ids),
-            self._by_trial(session, _VALUES, ids),
-        )
-        self._reports = self._by_trial(session, _REPORTS, ids)
-        self._user_attrs = self._by_trial(session, USER_ATTRS, ids)
-        self._system_attrs = self._by_trial(session, SYSTEM_ATTRS, ids)
-
-    @staticmethod
-    def _by_trial(session: Session, table: sa.Table, ids: Any) -> dict[int, list[Any]]:
-        key = next(iter(table.primary_key))
-        rows: dict[int, list[Any]] = defaultdict(list)
-        for row in session.execute(sa.select(table).where(table.c.trial_id.in_(ids)).order_by(key)):
-            rows[row.trial_id].append(row)
-        return rows
+    def __init__(self, session: Session, trial_ids: list[int]) -> None:
+        self._rows: dict[sa.Table, dict[int, list[Any]]] = {table: defaultdict(list) for table in _ALL_OF}
+        for first in range(0, len(trial_ids), MANY):
+            block = {"trials": trial_ids[first : first + MANY]}
+            for table, query in _ALL_OF.items():
+                for row in session.execute(query, block):
+                    self._rows[table][row.trial_id].append(row)
 
     def trial(self, row: Any) -> FrozenTrial:
         """The trial of a row of Optuna's table of trials."""
         trial_id = row.trial_id
-        distributions = {p.param_name: _distribution(p.distribution_json) for p in self._params[trial_id]}
-        values = sorted(self._values[trial_id], key=lambda value: value.objective)
+        params = self._rows[_PARAMS][trial_id]
+        distributions = {p.param_name: _distribution(p.distribution_json) for p in params}
+        values = sorted(self._rows[_VALUES][trial_id], key=lambda value: value.objective)
         to_value = models.TrialValueModel.stored_repr_to_value
         return FrozenTrial(
             trial_id=trial_id,
@@ -592,15 +592,14 @@ class _Details:
             datetime_start=row.datetime_start,
             datetime_complete=row.datetime_complete,
             params={
-                p.param_name: distributions[p.param_name].to_external_repr(p.param_value)
-                for p in self._params[trial_id]
+                p.param_name: distributions[p.param_name].to_external_repr(p.param_value) for p in params
             },
             distributions=distributions,
-            user_attrs={a.key: json.loads(a.value_json) for a in self._user_attrs[trial_id]},
-            system_attrs={a.key: json.loads(a.value_json) for a in self._system_attrs[trial_id]},
+            user_attrs={a.key: json.loads(a.value_json) for a in self._rows[USER_ATTRS][trial_id]},
+            system_attrs={a.key: json.loads(a.value_json) for a in self._rows[SYSTEM_ATTRS][trial_id]},
             intermediate_values={
                 r.step: _intermediate(r.intermediate_value, r.intermediate_value_type)
-                for r in self._reports[trial_id]
+                for r in self._rows[_REPORTS][trial_id]
             },
         )
 

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from optuna.storages._rdb import models
 
 from tuner.ledger import HeldLease, Ledger, Owner
-from tuner.storage import Mode
+from tuner.storage import Mode, patiently
 from tuner.tables import LeaseRow, RunRow
 
 __all__ = ["Runs", "Working"]
@@ -49,6 +49,7 @@ class Runs:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
+    @patiently
     def begin(self) -> str:
         """Say that a run of this process begins. Returns its id."""
         run_id = uuid.uuid4().hex
@@ -59,17 +60,20 @@ class Runs:
             session.execute(sa.insert(_runs).values(run_id=run_id, owner=str(Owner.here())))
         return run_id
 
+    @patiently
     def end(self, run_id: str) -> None:
         """Say that the run is over: its workers stop after the epoch they are in."""
         with self._ledger.transaction() as session:
             session.execute(sa.delete(_runs).where(_runs.c.run_id == run_id))
 
+    @patiently
     def goes_on(self, run_id: str) -> bool:
         """Whether the run is not over."""
         with self._ledger.transaction(Mode.READ) as session:
             query = sa.select(_runs.c.run_id).where(_runs.c.run_id == run_id)
             return session.execute(query).first() is not None
 
+    @patiently
     def working(self, studies: Sequence[str]) -> list[Working]:
         """What workers do now, here or elsewhere, in these studies: by trial, the oldest first."""
         query = (
@@ -109,6 +113,7 @@ class Runs:
             sleep(POLL_SECONDS)
         raise AssertionError
 
+    @patiently
     def _leased(self, ids: dict[str, int]) -> list[tuple[str, HeldLease]]:
         """The leases of running trials, each with its study's name."""
         with self._ledger.transaction(Mode.READ) as session:

@@ -25,10 +25,10 @@ from tuner.tables import metadata
 
 __all__ = ["HEAD", "absolute", "exists", "open_storage", "upgrade"]
 
-HEAD = "0003"
+HEAD = "0002"
 """The version of `tuner.tables`."""
 
-VERSIONS = ("0001", "0002", "0003")
+VERSIONS = ("0001", "0002")
 """All that there were; what is not among them is newer than this program."""
 
 VERSION_TABLE = "tuner_alembic_version"

@@ -76,10 +76,13 @@ def _host() -> str:
 
 
 def _started(pid: int) -> float | None:
-    """When a process started; on Linux in ticks since the boot, which no change of the clock moves."""
+    """When a living process started; on Linux in ticks since the boot, which no change of the clock moves."""
     if Path("/proc/self/stat").exists():
         try:
-            return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return (
+                None if fields[0] == "Z" else float(fields[19])
+            )  # a zombie is dead, its parent only has not noticed
         except (FileNotFoundError, ProcessLookupError):
             return None
     try:
@@ -264,7 +267,8 @@ class Ledger:
     def open_study(self, session: Session, study_id: int) -> None:
         """Begin the books of a new study, and forget those of a deleted one that had its id."""
         for table in metadata.tables.values():
-            session.execute(sa.delete(table).where(table.c.study_id == study_id))
+            if "study_id" in table.c:
+                session.execute(sa.delete(table).where(table.c.study_id == study_id))
         self._open_books(session, study_id)
 
     def open_leases(self, session: Session, study_id: int) -> list[HeldLease]:

@@ -23,12 +23,12 @@ from tuner.errors import StorageError
 from tuner.storage import BUSY_SECONDS, Database, reason, safe_url
 from tuner.tables import metadata
 
-__all__ = ["HEAD", "exists", "open_storage", "upgrade"]
+__all__ = ["HEAD", "absolute", "exists", "open_storage", "upgrade"]
 
-HEAD = "0002"
+HEAD = "0003"
 """The version of `tuner.tables`."""
 
-VERSIONS = ("0001", "0002")
+VERSIONS = ("0001", "0002", "0003")
 """All that there were; what is not among them is newer than this program."""
 
 VERSION_TABLE = "tuner_alembic_version"
@@ -97,6 +97,18 @@ def exists(url: str) -> bool:
     """
     parsed = _parse(url)
     return parsed.get_backend_name() != "sqlite" or _file(parsed).exists()
+
+
+def absolute(url: str) -> str:
+    """The URL as it reads in any folder of this machine: the path of an SQLite file is made absolute.
+
+    Raises:
+        StorageError: `url` is no URL of a database.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite" and not (parsed.database or "").startswith("file:"):
+        parsed = parsed.set(database=str(_file(parsed).resolve()))
+    return _text(parsed)
 
 
 def _parse(url: str) -> URL:

@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import sqlite3
+import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,9 @@ DEFAULT_URL = "sqlite:///tuner.db"
 
 BUSY_SECONDS = 30.0
 """How long a statement may wait for another's lock, or take, before it fails."""
+
+QUICK_SECONDS = 0.1
+"""How long a writer looks again and again whether SQLite is free, rather than go to sleep."""
 
 PATIENCE = 60.0
 """For how many seconds what failed for want of a database is tried again."""
@@ -172,6 +176,23 @@ class SqliteConnection(sqlite3.Connection):
         super().__init__(*args, **kwargs)
         self.execute("PRAGMA journal_mode = WAL")  # readers, such as the dashboard, do not block writers
         self.execute("PRAGMA foreign_keys = ON")
+
+    def begins_soon(self) -> bool:
+        """Begin a transaction with the write lock; False if another has held that for `QUICK_SECONDS`."""
+        self.execute("PRAGMA busy_timeout = 0")
+        try:
+            until = time.monotonic() + QUICK_SECONDS
+            while time.monotonic() < until:
+                try:
+                    self.execute("BEGIN IMMEDIATE")
+                    return True
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                        return False  # another try says why
+                    time.sleep(0.0003)
+            return False
+        finally:
+            self.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
 
 
 class Database(RDBStorage):
@@ -500,7 +521,12 @@ def _begin(connection: sa.Connection) -> None:
     if connection.info.get("synchronous") != synchronous:
         connection.exec_driver_sql(f"PRAGMA synchronous = {synchronous}")
         connection.info["synchronous"] = synchronous
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    # SQLite itself sleeps for longer and longer between its attempts, up to 0.1 s, which costs workers that report
+    # often more than their writing does: so look again at once, and leave only long waits to it
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, SqliteConnection)
+    if not driver.begins_soon():
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _upsert(insert: Any) -> Any:

@@ -1,7 +1,7 @@
 """Drive one trial: ask, train, report after each epoch, stop where told to, tell.
 
-What an objective raises is recorded on its trial (`failure`, `traceback` in its attributes) and reported in the
-outcome; it never ends the study by itself.
+What an objective raises is recorded on its trial (`failure`, `error_type`, `traceback` in its attributes) and reported
+in the outcome; it never ends the study by itself.
 """
 
 from __future__ import annotations

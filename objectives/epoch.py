@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 __all__ = [
@@ -87,7 +87,7 @@ class Hyperparameter:
     `priority` is the tier in which it is worth tuning: 1 first (learning rate), then 2 (momentum, hidden
     units, batch size), then 3 (layers, decay); None marks one that is rarely tuned, such as Adam's ε.
     `low` and `high` bound what is legal, ends included (None: unbounded); `choices` lists what is legal for a
-    categorical one. `adjustable` ones may be changed while the training runs.
+    categorical one. `integer` ones are counts. `adjustable` ones may be changed while the training runs.
     """
 
     name: str
@@ -97,6 +97,7 @@ class Hyperparameter:
     low: float | None = None
     high: float | None = None
     choices: tuple[Any, ...] | None = None
+    integer: bool = False
     adjustable: bool = False
 
     def check(self, value: Any) -> None:
@@ -105,6 +106,8 @@ class Hyperparameter:
             if value not in self.choices:
                 raise ValueError(f"{self.name} must be one of {list(self.choices)}; got {value!r}")
             return
+        if self.integer and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise ValueError(f"{self.name} must be a whole number; got {value!r}")
         if self.low is not None or self.high is not None:
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise ValueError(f"{self.name} must be a number; got {value!r}")

@@ -111,11 +111,11 @@ class Landscape:
             Hyperparameter(f"x{i}", start, priority=1, description=f"coordinate {i}", low=low, high=high)
             for i, (start, (low, high)) in enumerate(zip(self.start, self.bounds, strict=True))
         )
-        epochs = "length of the learning curve, an integer; to be fixed, not tuned"
+        epochs = "length of the learning curve; to be fixed, not tuned"
         noise = "standard deviation of an observation; to be fixed, not tuned"
         return (
             *coordinates,
-            Hyperparameter("epochs", 1, description=epochs, low=1, high=MAX_EPOCHS),
+            Hyperparameter("epochs", 1, description=epochs, low=1, high=MAX_EPOCHS, integer=True),
             Hyperparameter("noise", self.noise, description=noise, low=0.0, high=1e6),
         )
 
@@ -159,8 +159,6 @@ class Landscape:
         """
         settings = complete_params(self.hyperparameters, params)
         epochs = settings["epochs"]
-        if not isinstance(epochs, int):
-            raise ValueError(f"epochs must be an integer; got {epochs!r}")
         done = 0 if resume is None else self._epochs_done(resume, epochs)
         x = np.array([settings[f"x{i}"] for i in range(self.dimension)], dtype=np.float64)
         return self._observe(x, epochs, done, float(settings["noise"]), seed)

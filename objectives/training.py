@@ -59,9 +59,11 @@ HYPERPARAMETERS = (
         high=0.999999,
         adjustable=True,
     ),
-    Hyperparameter("hidden_units", 64, 2, "units in each hidden layer", low=1, high=8192),
-    Hyperparameter("batch_size", 64, 2, "samples in a step", low=1, high=1_000_000, adjustable=True),
-    Hyperparameter("layers", 1, 3, "hidden layers; 0 is softmax regression", low=0, high=20),
+    Hyperparameter("hidden_units", 64, 2, "units in each hidden layer", low=1, high=8192, integer=True),
+    Hyperparameter(
+        "batch_size", 64, 2, "samples in a step", low=1, high=1_000_000, integer=True, adjustable=True
+    ),
+    Hyperparameter("layers", 1, 3, "hidden layers; 0 is softmax regression", low=0, high=20, integer=True),
     Hyperparameter("l2", 0.0, 3, "L2 penalty: l2/2 · Σ W²", low=0.0, high=1e3, adjustable=True),
     Hyperparameter("l1", 0.0, 3, "L1 penalty: l1 · Σ |W|", low=0.0, high=1e3, adjustable=True),
     Hyperparameter(
@@ -77,9 +79,15 @@ HYPERPARAMETERS = (
         high=10.0,
     ),
     Hyperparameter(
-        "decay_every", 10, None, "epochs between steps, or patience of `plateau`", low=1, high=100_000
+        "decay_every",
+        10,
+        None,
+        "epochs between steps, or patience of `plateau`",
+        low=1,
+        high=100_000,
+        integer=True,
     ),
-    Hyperparameter("warmup", 0, None, "epochs of linear warm-up", low=0, high=100_000),
+    Hyperparameter("warmup", 0, None, "epochs of linear warm-up", low=0, high=100_000, integer=True),
     Hyperparameter("beta_2", 0.999, None, "β₂ of Adam, β of RMSprop", low=0.0, high=0.9999999),
     Hyperparameter("epsilon", 1e-8, None, "ε of Adam and RMSprop", low=1e-16, high=1.0),
     Hyperparameter("bn_momentum", 0.9, None, "decay of batch norm's moving averages", low=0.0, high=0.999999),
@@ -93,7 +101,7 @@ HYPERPARAMETERS = (
     Hyperparameter(
         "input_normalization", "standard", None, "fitted on the train split only", choices=NORMALIZATIONS
     ),
-    Hyperparameter("epochs", 20, None, "passes over the train split", low=1, high=1_000_000),
+    Hyperparameter("epochs", 20, None, "passes over the train split", low=1, high=1_000_000, integer=True),
     Hyperparameter(
         "patience",
         0,
@@ -101,15 +109,12 @@ HYPERPARAMETERS = (
         "epochs without improvement before stopping at the best; 0: never",
         low=0,
         high=1_000_000,
+        integer=True,
     ),
     Hyperparameter("evaluation", "holdout", None, "one dev split, or k folds", choices=EVALUATIONS),
-    Hyperparameter("folds", 5, None, "folds of cross-validation", low=2, high=100),
+    Hyperparameter("folds", 5, None, "folds of cross-validation", low=2, high=100, integer=True),
 )
 """What every training objective accepts."""
-
-INTEGERS = frozenset(
-    {"hidden_units", "batch_size", "layers", "decay_every", "warmup", "epochs", "patience", "folds"}
-)
 
 
 @dataclass(frozen=True)
@@ -221,9 +226,7 @@ class TrainingObjective:
 
     def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """All hyperparameters with their values; ValueError for what is not legal."""
-        full = complete_params(self.hyperparameters, flatten_evaluation(params))
-        check_integers(full)
-        return full
+        return complete_params(self.hyperparameters, flatten_evaluation(params))
 
     def _cross_validate(self, full: dict[str, Any], seed: Seed, resume: bytes | None) -> Epochs:
         splits = self.splits(seed)
@@ -326,7 +329,8 @@ class Training:
             "gradient_norm": report.gradient_norm,
             "seconds": report.seconds,
         }
-        metrics |= self._diagnosis(metrics)
+        with np.errstate(all="ignore"):  # a training about to diverge overflows its moments first
+            metrics |= self._diagnosis(metrics)
         return {"number": number, "metrics": metrics, "stopped": stopped}
 
     def _diagnosis(self, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -378,7 +382,6 @@ class Training:
             )
         for name, value in adjustment.items():
             accepted[name].check(value)
-        check_integers(adjustment)
         self.trainer.adjust(**adjustment)
 
     def _epoch(self, last: Mapping[str, Any]) -> Epoch:
@@ -425,13 +428,6 @@ def flatten_evaluation(params: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError(f"evaluation takes method and folds; got {', '.join(unknown)}")
     renamed = {"evaluation" if name == "method" else name: value for name, value in evaluation.items()}
     return {**{k: v for k, v in params.items() if k != "evaluation"}, **renamed}
-
-
-def check_integers(values: Mapping[str, Any]) -> None:
-    """ValueError for a count that is not a whole number."""
-    for name in INTEGERS & set(values):
-        if not isinstance(values[name], (int, np.integer)):
-            raise ValueError(f"{name} must be a whole number; got {values[name]!r}")
 
 
 def _settings(full: Mapping[str, Any]) -> Settings:

@@ -259,10 +259,15 @@ class AskTell:
             held = self._held(session, lease)
             self._let_go(session, held, Ending.RELEASED)
 
-    @patiently
     def reap(self) -> int:
-        """End the leases whose owners are gone or silent; the next asks hand their trials out. How many there were."""
-        return self._end_lost([lease for lease in self.open_leases() if lease.is_lost])
+        """End the leases whose owners are gone or silent, so that no trial stays RUNNING; how many there were.
+
+        The next asks hand their trials out. Every ask does this first, and so does the heartbeat of every running trial.
+        Not tried again: the next one comes soon.
+        """
+        with self.ledger.transaction(Mode.READ) as session:
+            leases = self.ledger.open_leases(session, self._study_id)
+        return self._end_lost([lease for lease in leases if lease.is_lost])
 
     @patiently
     def open_leases(self) -> list[HeldLease]:

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -18,21 +18,26 @@ from typing import Annotated, Any, NoReturn
 
 import optuna
 import typer
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
+from threadpoolctl import threadpool_limits
 
-from objectives.epoch import Objective
+from objectives.epoch import Epoch, Objective
+from tuner.assignment import parse_assignments
 from tuner.catalogue import find_objective, objective_names
 from tuner.definition import ComparisonDefinition, StudyDefinition, find_definition
-from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
+from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, TunerError
 from tuner.manager import StudyManager, StudySummary
+from tuner.panda import Session
 from tuner.progress import RunDisplay
 from tuner.report import finite, terminal_table, write_report
 from tuner.schema import exists, open_storage
 from tuner.storage import DEFAULT_URL, cached, safe_url
+from tuner.training import planned_epochs
 
 __all__ = ["app", "main"]
 
@@ -59,6 +64,20 @@ StudyArgument = Annotated[
 ]
 NameArgument = Annotated[
     str, typer.Argument(help="A study's name, as `tuner studies` lists it.", metavar="NAME")
+]
+AnyStudyArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A study in the database, a TOML file, or the name of one in `studies/`.", metavar="STUDY"
+    ),
+]
+NumberArgument = Annotated[int, typer.Argument(min=0, help="The trial's number.", metavar="NUMBER")]
+PointArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="name=value, any of the space; the sampler chooses the rest.", metavar="NAME=VALUE"),
+]
+ValuesArgument = Annotated[
+    list[str], typer.Argument(help="name=value, of what can be adjusted.", metavar="NAME=VALUE")
 ]
 StorageOption = Annotated[
     str,
@@ -127,6 +146,98 @@ def compare(  # noqa: PLR0917 - each is an option of the command line
     out.print(result.verdict, soft_wrap=True, markup=False)
     out.print(f"\nReport: {write_report(result, out_folder)}", soft_wrap=True, markup=False)
     _print_where(storage)
+
+
+@app.command(
+    "try",
+    epilog="**Examples**\n\n`tuner try digits learning_rate=0.01 hidden_units=64`\n\n`tuner try digits`",
+)
+def try_(study: AnyStudyArgument, point: PointArgument = None, storage: StorageOption = DEFAULT_URL) -> None:
+    """Manual search: evaluate one point of your own choice, as a trial of the study that its sampler learns from."""
+    manager, definition = _find(study, storage)
+    name, given = definition.name, parse_assignments(point or [], definition.space)
+    before = _completed(manager.load(name))
+    bars = Progress(
+        TextColumn("epoch"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[value]}"),
+        console=err,
+    )
+
+    def on_begin(params: Mapping[str, Any]) -> None:
+        chosen = {parameter: value for parameter, value in params.items() if parameter not in given}
+        out.print(f"[bold]{escape(name)}[/bold], the point: {escape(_point(params))}")
+        if chosen:
+            out.print(f"chosen by the sampler: {escape(_point(chosen))}", style="dim")
+        bars.start()
+
+    def on_epoch(epoch: Epoch) -> None:
+        bars.update(task, completed=epoch.number, value=f"value {_short(epoch.value)}")
+
+    task = bars.add_task("", total=_planned(definition), value="")
+    try:
+        trial = manager.try_point(name, given, on_begin=on_begin, on_epoch=on_epoch)
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+    out.print(_standing(trial, before, definition.direction), markup=False)
+    if trial.state is TrialState.FAIL:
+        raise TunerError(f"trial {trial.number} failed: {trial.user_attrs.get('failure')}")
+
+
+@app.command(
+    epilog="**Examples**\n\n`tuner panda digits learning_rate=0.01`\n\n`tuner panda digits` (takes up a trial that "
+    "was given back)"
+)
+def panda(
+    study: AnyStudyArgument,
+    point: PointArgument = None,
+    storage: StorageOption = DEFAULT_URL,
+    pace: Annotated[
+        float, typer.Option(min=0.0, help="Seconds that an epoch takes at least, so that you can follow.")
+    ] = 0.2,
+) -> None:
+    """Babysit one model: watch it train, change its hyperparameters, rewind it, stop it."""
+    try:
+        from tuner.panda.app import PandaApp  # noqa: PLC0415 - an extra that no other command needs
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"tuner panda needs {(error.name or '').partition('.')[0]}: pip install 'tuner[panda]'"
+        ) from None
+    manager, definition = _find(study, storage)
+    given = parse_assignments(point, definition.space) if point else None
+    with threadpool_limits(1), manager.panda(definition.name, given) as session:
+        screen = PandaApp(session, pace=pace)
+        screen.run()
+        if not screen.driver.close(timeout=0.5):
+            err.print("Waiting for the epoch that is training. Ctrl-C gives the trial back at once.")
+            screen.driver.close()
+        if not session.is_over:
+            session.release()
+    out.print(
+        _ending(session, manager.load(definition.name).trials[session.number]), markup=False, soft_wrap=True
+    )
+    if screen.return_code:
+        raise typer.Exit(screen.return_code)
+    _print_where(storage)
+
+
+@app.command(epilog="**Example**\n\n`tuner adjust digits 12 learning_rate=0.001 momentum=0.95`")
+def adjust(
+    name: NameArgument, number: NumberArgument, values: ValuesArgument, storage: StorageOption = DEFAULT_URL
+) -> None:
+    """Change hyperparameters of a trial that runs elsewhere, from its next report on."""
+    given = parse_assignments(values)
+    _existing(storage).adjust(name, number, given)
+    out.print(f"{name} trial {number}: {_point(given)}, from its next report on", markup=False)
+
+
+@app.command(epilog="**Example**\n\n`tuner stop digits 12`")
+def stop(name: NameArgument, number: NumberArgument, storage: StorageOption = DEFAULT_URL) -> None:
+    """End a trial that runs elsewhere, after its next report."""
+    _existing(storage).stop(name, number)
+    out.print(f"{name} trial {number} ends after its next report", markup=False)
 
 
 @app.command(epilog="**Example**\n\n`tuner studies --format json`")
@@ -266,6 +377,54 @@ def _existing(storage: str) -> StudyManager:
             f"there is no database {safe_url(storage)}; `tuner run` and `tuner compare` make one"
         )
     return StudyManager(storage)
+
+
+def _find(study: str, storage: str) -> tuple[StudyManager, StudyDefinition]:
+    """The study that is meant, of the database or made from a definition; a mistyped name makes no database."""
+    if not exists(storage):
+        StudyDefinition.load(find_definition(study))
+    manager = StudyManager(storage)
+    return manager, manager.find(study)
+
+
+def _planned(definition: StudyDefinition) -> int | None:
+    """How many epochs each trial has, if that is the same for all."""
+    if definition.objective is None or "epochs" in definition.space:
+        return None
+    return planned_epochs(find_objective(definition.objective), definition.fixed)
+
+
+def _completed(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _standing(trial: FrozenTrial, others: Sequence[FrozenTrial], direction: str) -> str:
+    """The trial's value, and how it stands against those that were complete before."""
+    if trial.state is not TrialState.COMPLETE or trial.value is None:
+        epochs = len(trial.intermediate_values)
+        why = trial.user_attrs.get("stopped", "")
+        return f"trial {trial.number} ended early ({why}) after {epochs} epochs, at {_short(_value(trial))}"
+    text = f"trial {trial.number}: value {_short(trial.value)}"
+    values = [(other.value, other.number) for other in others if other.value is not None]
+    if not values:
+        return f"{text}, the first of its study"
+    sign = 1 if direction == "minimize" else -1
+    best, number = min(values, key=lambda pair: sign * pair[0])
+    better = sum(sign * value < sign * trial.value for value, _ in values)
+    place = "the best so far; before it" if better == 0 else f"place {better + 1} of {len(values) + 1};"
+    return f"{text}, {place} the best was {_short(best)} in trial {number}"
+
+
+def _ending(session: Session, trial: FrozenTrial) -> str:
+    name = f"{session.ask_tell.definition.name} trial {session.number}"
+    if not trial.state.is_finished():
+        return f"{name} was given back: whoever asks next runs it again, with the adjustments made so far"
+    value = "" if trial.value is None else f" with value {_short(trial.value)}"
+    return f"{name} ended as {trial.state.name.lower()}{value} after {session.epoch} epochs"
+
+
+def _point(params: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={_short(value)}" for name, value in params.items())
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:

@@ -12,23 +12,25 @@ from typing import Any, Self
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from objectives.epoch import Objective
+from objectives.epoch import Epoch, Objective
+from tuner.adjustment import check_adjustment, login
 from tuner.ask_tell import AskTell
 from tuner.catalogue import find_objective, missing_attributes
 from tuner.caviar import run_studies
 from tuner.comparison import ComparisonResult, read_comparison
-from tuner.definition import Budget, ComparisonDefinition, StudyDefinition
-from tuner.errors import ConflictError, DefinitionError, NotFoundError
+from tuner.definition import Budget, ComparisonDefinition, StudyDefinition, find_definition
+from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
 from tuner.executors import Where, find_executor
 from tuner.explain import near_miss
 from tuner.ledger import Ledger
+from tuner.panda import Session
 from tuner.runs import Runs, Working
 from tuner.samplers import build_sampler
 from tuner.schema import absolute, open_storage
 from tuner.storage import DEFAULT_URL, Database, cached, safe_url
-from tuner.trial_run import Function, Outcome
+from tuner.trial_run import Function, Outcome, run_trial
 
 __all__ = ["StudyManager", "StudySummary"]
 
@@ -153,6 +155,26 @@ class StudyManager:
             raise NotFoundError(f"study {name!r} was not made from a definition")
         return StudyDefinition.model_validate(document)
 
+    def find(self, study: StudyDefinition | str) -> StudyDefinition:
+        """The definition of the study that is meant; a study that is not there yet is created.
+
+        Args:
+            study: a definition, or what names one: a study in the database, a file, or a name in `studies/`.
+
+        Raises:
+            NotFoundError: there is no such study or definition.
+            ConflictError: there is a study of this name with another definition.
+        """
+        if isinstance(study, str):
+            if study in {summary.study_name for summary in self._storage.get_all_studies()}:
+                return self.definition(study)
+            try:
+                study = StudyDefinition.load(find_definition(study))
+            except NotFoundError as error:
+                raise NotFoundError(f"no such study in {safe_url(self.url)}, and {error}") from None
+        self.create(study)
+        return study
+
     def run(
         self,
         definition: StudyDefinition,
@@ -206,6 +228,94 @@ class StudyManager:
         members = [member.definition for member in definition.members]
         self._run(members, objective, workers=workers, per_study=1, executor=executor, on_outcome=on_outcome)
         return self.result(definition)
+
+    def panda(
+        self,
+        study: StudyDefinition | str,
+        params: Mapping[str, Any] | None = None,
+        objective: Objective | None = None,
+        *,
+        by: str | None = None,
+    ) -> Session:
+        """Babysit one trial of a study: a context manager that begins it, see `tuner.panda.Session`.
+
+        Args:
+            study: a definition, or the name of a study in the database or of a definition in `studies/`.
+            params: chosen by hand, any of the space; the sampler chooses the rest. None: the sampler chooses all, or
+                a trial that was given back is taken up again.
+            objective: what to train, if not the definition's registered one.
+            by: the person's name, for the record; by default the login.
+
+        Raises:
+            NotFoundError: there is no such study or definition.
+            ConflictError: there is a study of this name with another definition.
+            DefinitionError: there is no objective of epochs.
+        """
+        ask_tell = self.ask_tell(self.find(study).name)
+        return Session(ask_tell, _objective_of_epochs(ask_tell.definition, objective), params, by=by)
+
+    def try_point(
+        self,
+        study: StudyDefinition | str,
+        params: Mapping[str, Any],
+        objective: Objective | None = None,
+        *,
+        on_begin: Callable[[Mapping[str, Any]], None] = lambda params: None,
+        on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    ) -> FrozenTrial:
+        """Evaluate a point chosen by hand: a trial of the study, in its budget, that its sampler learns from.
+
+        Args:
+            study: a definition, or the name of a study in the database or of a definition in `studies/`.
+            params: any of the study's space; the sampler chooses the rest.
+            objective: what to train, if not the definition's registered one.
+            on_begin: called with the whole point, before it is trained.
+            on_epoch: called after each epoch.
+
+        Raises:
+            NotFoundError: there is no such study or definition.
+            ConflictError: there is a study of this name with another definition.
+            DefinitionError: the point is not in the space, or there is no objective of epochs.
+            TunerError: the budget is used up, or the trial was given back or lost.
+        """
+        definition = self.find(study)
+        ask_tell = self.ask_tell(definition.name)
+        training = _objective_of_epochs(definition, objective)
+        outcome = run_trial(
+            ask_tell,
+            training,
+            params=params,
+            on_begin=lambda lease: on_begin(lease.params),
+            on_epoch=on_epoch,
+        )
+        if outcome is None:
+            raise TunerError(f"the budget of {definition.name} is used up: no trial can be begun")
+        if outcome.state is None:
+            raise TunerError(f"trial {outcome.number} of {definition.name} was lost to another worker")
+        trial: FrozenTrial = self.load(definition.name).trials[outcome.number]
+        return trial
+
+    def adjust(self, name: str, number: int, values: Mapping[str, Any], *, by: str | None = None) -> None:
+        """Change hyperparameters of a trial that another process runs: they arrive with its next report.
+
+        Raises:
+            NotFoundError: there is no such study.
+            DefinitionError: one cannot be adjusted while it trains, or its value is not legal.
+            ConflictError: the trial does not run.
+        """
+        ask_tell = self.ask_tell(name)
+        objective = _objective_of_epochs(ask_tell.definition, None)
+        checked = check_adjustment(objective, values)
+        ask_tell.adjust(number, checked, by=login() if by is None else by)
+
+    def stop(self, name: str, number: int, *, by: str | None = None) -> None:
+        """End a trial that another process runs, after its next report.
+
+        Raises:
+            NotFoundError: there is no such study.
+            ConflictError: the trial does not run.
+        """
+        self.ask_tell(name).stop(number, by=by or login() or "hand")
 
     def result(self, definition: ComparisonDefinition) -> ComparisonResult:
         """What a comparison has found so far.
@@ -300,6 +410,20 @@ def _check_runnable(definition: StudyDefinition, objective: Objective | Function
     elif hasattr(objective, "evaluate"):  # meant as an objective of epochs, but not all of one
         kind = type(objective).__name__
         raise DefinitionError(f"{kind} is no objective: it has no {missing_attributes(objective)}")
+
+
+def _objective_of_epochs(definition: StudyDefinition, given: Objective | None) -> Objective:
+    if given is not None:
+        if not isinstance(given, Objective):
+            raise DefinitionError(
+                f"a training that is watched must be an objective of epochs; {type(given).__name__} has no "
+                f"{missing_attributes(given)}"
+            )
+        definition.check_accepted_by(given)
+        return given
+    if definition.objective is None:
+        raise DefinitionError(f"{definition.name}: names no objective, and none is given")
+    return find_objective(definition.objective)
 
 
 class _OpenStudy:

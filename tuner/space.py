@@ -21,6 +21,7 @@ from optuna.distributions import (
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag, model_validator
 
 from tuner.errors import DefinitionError
+from tuner.explain import near_miss
 from tuner.scales import ScaleName, from_reversed, from_unit, make_scale, reversed_distribution
 
 __all__ = [
@@ -313,7 +314,9 @@ class Space(RootModel[dict[ParameterName, Parameter]]):
         """
         for name, value in params.items():
             if name not in self.root:
-                raise DefinitionError(f"{name!r} is not in the space; it has: {', '.join(self.root)}")
+                raise DefinitionError(
+                    f"{name!r} is not in the space{near_miss(name, self.root)}; it has: {', '.join(self.root)}"
+                )
             _check_value(name, self.root[name], value)
 
 

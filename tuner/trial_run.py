@@ -7,13 +7,10 @@ in the outcome; it never ends the study by itself.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import operator
 import threading
 import time
-import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,12 +18,12 @@ import optuna
 from optuna.trial import TrialState
 
 from objectives.epoch import Diverged, Epoch, Objective, Seed
-from tuner.ask_tell import Answer, AskTell, Lease
-from tuner.errors import LeaseLostError, StorageError, TunerError
+from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError
+from tuner.ask_tell import Answer, AskTell, Lease, Reply
+from tuner.errors import DefinitionError, LeaseLostError, StorageError, TunerError
+from tuner.training import TrainingError
 
-__all__ = ["Function", "Outcome", "run_trial"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["Function", "Outcome", "closing_attrs", "heartbeat", "run_trial"]
 
 Function: TypeAlias = Callable[[optuna.Trial], float]
 """A plain Optuna objective: suggests, trains, reports if it likes, returns the value."""
@@ -47,7 +44,13 @@ class Outcome:
 
 
 def run_trial(
-    ask_tell: AskTell, objective: Objective | Function, stopping: Callable[[], bool] = lambda: False
+    ask_tell: AskTell,
+    objective: Objective | Function,
+    stopping: Callable[[], bool] = lambda: False,
+    *,
+    params: Mapping[str, Any] | None = None,
+    on_begin: Callable[[Lease], None] = lambda lease: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Outcome | None:
     """Run the next trial of a study. None if its budget allows no more.
 
@@ -55,21 +58,36 @@ def run_trial(
         ask_tell: the study.
         objective: what to train.
         stopping: asked after each epoch; once true, the trial is given back for a later run to take up.
+        params: chosen by hand, for a new trial; the sampler chooses the rest.
+        on_begin: called with the trial before it is trained.
+        on_epoch: called after each epoch that an objective of epochs has reported.
+
+    Raises:
+        DefinitionError: `params` is not in the space.
     """
     try:
-        lease = ask_tell.ask()
-        return None if lease is None else _run_leased(ask_tell, lease, objective, stopping)
+        lease = ask_tell.ask(params=params)
+        if lease is None:
+            return None
+        if params is not None:
+            ask_tell.set_attrs(lease, {"origin": "manual"})
+        on_begin(lease)
+        return _run_leased(ask_tell, lease, objective, stopping, on_epoch)
     except optuna.exceptions.StorageInternalError as error:
         raise ask_tell.ledger.database.explain(error) from error
 
 
 def _run_leased(
-    ask_tell: AskTell, lease: Lease, objective: Objective | Function, stopping: Callable[[], bool]
+    ask_tell: AskTell,
+    lease: Lease,
+    objective: Objective | Function,
+    stopping: Callable[[], bool],
+    on_epoch: Callable[[Epoch], None],
 ) -> Outcome:
     try:
-        with _heartbeat(ask_tell, lease):
+        with heartbeat(ask_tell, lease):
             if isinstance(objective, Objective):
-                return _run_epochs(ask_tell, lease, objective, stopping)
+                return _run_epochs(ask_tell, lease, objective, stopping, on_epoch)
             return _run_function(ask_tell, lease, objective, stopping)
     except LeaseLostError:
         return _outcome(ask_tell, lease, None)
@@ -79,92 +97,73 @@ def _run_leased(
         raise
 
 
-class _TrainingError(Exception):
-    """What an objective raised, apart from what our own code around it may raise."""
-
-    def __init__(self, cause: Exception | SystemExit) -> None:
-        super().__init__(cause)
-        self.cause = cause
-
-
-def _epochs(objective: Objective, params: dict[str, Any], seed: Seed) -> Generator[Epoch, None, None]:
-    """The objective's epochs; whatever it raises, or does against the contract, as `_TrainingError`."""
-    last = 0
-    try:
-        with contextlib.closing(objective.evaluate(params, seed=seed)) as epochs:
-            for epoch in epochs:
-                yield _checked(epoch, last)
-                last = epoch.number
-        if last == 0:
-            raise ValueError(f"objective {objective.name!r} yielded no epoch")
-    except (Exception, SystemExit) as error:
-        raise _TrainingError(error) from error
-
-
-def _checked(epoch: Epoch, last: int) -> Epoch:
-    """The epoch in plain numbers, if it keeps to the contract."""
-    number, value = operator.index(epoch.number), float(epoch.value)
-    if not last < number < 2**31:
-        raise ValueError(f"epoch numbers must grow from 1; got {number} after {last}")
-    if math.isnan(value):
-        raise Diverged(number, "the value is not a number")
-    metrics = {}
-    for name, metric in epoch.metrics.items():
-        if not isinstance(name, str) or not 0 < len(name) <= 200 or "\0" in name:
-            raise ValueError(f"a metric's name is 1 to 200 characters without NUL; got {name!r}")
-        metrics[name] = float(metric)
-    return Epoch(number, value, metrics, epoch.checkpoint)
-
-
 def _run_epochs(
-    ask_tell: AskTell, lease: Lease, objective: Objective, stopping: Callable[[], bool]
+    ask_tell: AskTell,
+    lease: Lease,
+    objective: Objective,
+    stopping: Callable[[], bool],
+    on_epoch: Callable[[Epoch], None],
 ) -> Outcome:
     definition = ask_tell.definition
     last: Epoch | None = None
     started = clock = time.perf_counter()
-    epochs = _epochs(objective, {**definition.fixed, **lease.params}, Seed(definition.seed, lease.number))
-    with _closing(epochs):
+    params, seed = {**definition.fixed, **lease.params}, Seed(definition.seed, lease.number)
+    with AdjustableTraining(objective, params, seed, _earlier_attrs(ask_tell, lease)) as training:
         while True:
             try:
-                epoch = next(epochs, None)
-            except _TrainingError as error:
-                attrs = _attrs(lease, last, started)
-                return _fail(ask_tell, lease, error.cause, attrs, time.perf_counter() - clock)
+                epoch = training.advance()
+            except AdjustmentRefusedError as refusal:
+                ask_tell.set_attrs(lease, {**training.adjustments.attrs(), "refused": str(refusal)})
+                continue
+            except TrainingError as error:
+                return _fail(
+                    ask_tell, lease, error, _attrs(lease, last, started), time.perf_counter() - clock
+                )
             if epoch is None:
                 break
             last, now = epoch, time.perf_counter()
-            answer = ask_tell.report(lease, epoch.number, epoch.value, seconds=now - clock).answer
+            reply = ask_tell.report(lease, epoch.number, epoch.value, seconds=now - clock)
             clock = now
-            if answer is Answer.STOP and epoch.number in lease.values and _has_ended(epochs):
+            on_epoch(epoch)
+            if reply.answer is Answer.ADJUST:
+                _adjust(ask_tell, lease, training, reply)
+            elif reply.answer is Answer.STOP and reply.by:
+                attrs = _attrs(lease, last, started, stopped=f"by {reply.by}")
+                return _tell(ask_tell, lease, TrialState.COMPLETE, lease.last_value, attrs)
+            elif reply.answer is Answer.STOP and epoch.number in lease.values and _has_ended(training):
                 break  # the last epoch of the budget was the training's last, too
-            if answer is not Answer.CONTINUE:
-                stopped = "pruner" if answer is Answer.PRUNE else "budget"
+            elif reply.answer is not Answer.CONTINUE:
+                stopped = "pruner" if reply.answer is Answer.PRUNE else "budget"
                 attrs = _attrs(lease, last, started, stopped=stopped)
                 return _tell(ask_tell, lease, TrialState.PRUNED, lease.last_value, attrs)
             if stopping():
                 ask_tell.release(lease)
                 return _outcome(ask_tell, lease, None)
-    return _tell(ask_tell, lease, TrialState.COMPLETE, lease.last_value, _attrs(lease, last, started))
+    attrs = _attrs(lease, last, started, **training.drop_unsent(max(lease.values)))
+    return _tell(ask_tell, lease, TrialState.COMPLETE, lease.last_value, attrs)
 
 
-def _has_ended(epochs: Generator[Epoch, None, None]) -> bool:
+def _earlier_attrs(ask_tell: AskTell, lease: Lease) -> dict[str, Any]:
+    """What earlier attempts have left on the trial: a trial that was adjusted runs again as it was."""
+    if lease.fence == 1:
+        return {}
+    return dict(ask_tell.study._storage.get_trial(lease.trial_id).user_attrs)
+
+
+def _adjust(ask_tell: AskTell, lease: Lease, training: AdjustableTraining, reply: Reply) -> None:
+    """Do what another process wants. One that the objective cannot do is refused, and the trial goes on."""
+    try:
+        training.adjust(ask_tell, lease, reply.adjustment, reply.by)
+    except DefinitionError as refusal:
+        ask_tell.set_attrs(lease, {"refused": str(refusal)})
+
+
+def _has_ended(training: AdjustableTraining) -> bool:
     """Whether a training has no further epoch. The only way to know is to let it try."""
     try:
-        return next(epochs, None) is None
-    except _TrainingError:
+        return training.advance() is None
+    except (TrainingError, AdjustmentRefusedError):
         return False
-
-
-@contextlib.contextmanager
-def _closing(epochs: Generator[Epoch, None, None]) -> Iterator[None]:
-    """Close a training at the end. What it raises then is logged: its trial has been told."""
-    try:
-        yield
-    finally:
-        try:
-            epochs.close()
-        except _TrainingError as error:
-            _log.warning("a training raised while it was closed", exc_info=error.cause)
 
 
 class _Interrupted(BaseException):
@@ -218,7 +217,7 @@ def _run_function(
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a training raises is recorded
         attrs = _attrs(lease, None, started)
-        return _fail(ask_tell, lease, error, attrs, time.perf_counter() - trial.clock)
+        return _fail(ask_tell, lease, TrainingError(error), attrs, time.perf_counter() - trial.clock)
     told = value if state is TrialState.COMPLETE else lease.last_value
     since = time.perf_counter() - trial.clock
     return _tell(ask_tell, lease, state, told, _attrs(lease, None, started), seconds=since)
@@ -238,20 +237,10 @@ def _tell(
 
 
 def _fail(
-    ask_tell: AskTell,
-    lease: Lease,
-    error: Exception | SystemExit,
-    attrs: dict[str, Any],
-    seconds: float,
+    ask_tell: AskTell, lease: Lease, error: TrainingError, attrs: dict[str, Any], seconds: float
 ) -> Outcome:
-    is_error = not isinstance(error, Diverged)
-    failure = f"{type(error).__name__}: {error}" if is_error else str(error)
-    attrs |= {"failure": failure}
-    if is_error:
-        attrs |= {"error_type": type(error).__name__}
-        attrs |= {"traceback": "".join(traceback.format_exception(error))}
-    ask_tell.tell(lease, TrialState.FAIL, None, attrs, seconds=seconds)
-    return _outcome(ask_tell, lease, TrialState.FAIL, failure=failure, is_error=is_error)
+    ask_tell.tell(lease, TrialState.FAIL, None, {**attrs, **error.attrs}, seconds=seconds)
+    return _outcome(ask_tell, lease, TrialState.FAIL, failure=error.failure, is_error=error.is_error)
 
 
 def _outcome(ask_tell: AskTell, lease: Lease, state: TrialState | None, **told: Any) -> Outcome:
@@ -259,19 +248,23 @@ def _outcome(ask_tell: AskTell, lease: Lease, state: TrialState | None, **told: 
 
 
 def _attrs(lease: Lease, last: Epoch | None, started: float, **more: Any) -> dict[str, Any]:
+    return closing_attrs(lease, last, time.perf_counter() - started, **more)
+
+
+def closing_attrs(lease: Lease, last: Epoch | None, seconds: float, **more: Any) -> dict[str, Any]:
     """What is kept on the trial besides its value: the last epoch's metrics, and what it cost.
 
     A metric that is named as a parameter (the learning rate after its decay) gets `last_` before its name.
     """
     reached = {} if last is None else {k: float(v) for k, v in last.metrics.items() if math.isfinite(v)}
     metrics = {f"last_{k}" if k in lease.params else k: v for k, v in reached.items()}
-    spent = {"epochs": len(lease.values), "training_seconds": round(time.perf_counter() - started, 3)}
+    spent = {"epochs": len(lease.values), "training_seconds": round(seconds, 3)}
     attempts = {"attempts": lease.attempt} if lease.attempt > 1 else {}
     return {**metrics, **spent, **attempts, **more}
 
 
 @contextlib.contextmanager
-def _heartbeat(ask_tell: AskTell, lease: Lease) -> Iterator[None]:
+def heartbeat(ask_tell: AskTell, lease: Lease) -> Iterator[None]:
     """Renew the lease three times in its life, from a thread, for as long as the training takes."""
     done = threading.Event()
 
@@ -279,6 +272,7 @@ def _heartbeat(ask_tell: AskTell, lease: Lease) -> Iterator[None]:
         while not done.wait(ask_tell.ledger.lease_seconds / 3):
             try:
                 ask_tell.heartbeat(lease)
+                ask_tell.reap()
             except LeaseLostError:
                 return  # the next report or tell says so
             except StorageError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ __all__ = [
     "Diagnosis",
     "Moments",
     "Shift",
+    "course",
     "covariate_shifts",
     "diagnose",
     "input_moments",
@@ -30,6 +33,15 @@ MARGIN = 0.05
 """Nats by which a loss must exceed the best to be above it."""
 
 TINY = 1e-12
+
+WINDOW = 5
+"""Epochs over which the course of a curve is judged."""
+
+FLAT = 0.01
+"""A curve that gained less than this share of all it gained, over `WINDOW` epochs, is flat."""
+
+LOST = 0.05
+"""A curve that lost more than this share of all it gained, since its best, gets worse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +137,35 @@ def plateau_epochs(
     best = min(losses) if best_loss is None else min(best_loss, *losses)
     pairs = enumerate(zip(losses, gradient_norms, strict=True), start=1)
     return tuple(epoch for epoch, (loss, norm) in pairs if on_plateau(loss, norm, best))
+
+
+def course(values: Sequence[float], *, minimize: bool = True) -> str:
+    """How a learning curve goes, in words, from its values alone; epochs count from 1.
+
+    `just begun`, `diverging`, `oscillating`, `getting worse`, `plateau` or `improving`, each with what tells
+    it and what may help.
+    """
+    costs = [value if minimize else -value for value in values]
+    if len(costs) < 3:
+        return "just begun: wait for more epochs"
+    best = min(range(len(costs)), key=costs.__getitem__)
+    gained, lost = max(costs[0] - costs[best], 0.0), costs[-1] - costs[best]
+    recent = costs[-WINDOW - 1 :]
+    steps = [after - before for before, after in pairwise(recent)]
+    if not math.isfinite(costs[-1]) or (costs[-1] > costs[0] and all(step > 0 for step in steps[-2:])):
+        return "diverging: worse than after its first epoch; a smaller learning rate may help"
+    if _turns(steps) >= WINDOW - 2 and sum(map(abs, steps)) > LOST * gained + TINY:
+        return f"oscillating: up and down in the last {len(steps)} epochs; a smaller learning rate may help"
+    if lost > LOST * gained and len(costs) - 1 - best >= 2:
+        return f"getting worse: best in epoch {best + 1}; regularisation or stopping there may help"
+    if len(costs) > WINDOW and min(costs[:-WINDOW]) - costs[best] <= FLAT * gained:
+        return f"plateau: hardly any gain in the last {WINDOW} epochs"
+    return f"improving: best in epoch {best + 1}"
+
+
+def _turns(steps: Sequence[float]) -> int:
+    """How often a curve changed between rising and falling."""
+    return sum(before * after < 0 for before, after in pairwise(steps))
 
 
 class Moments(NamedTuple):

@@ -1,13 +1,15 @@
-"""Pictures of a finished comparison: its report and the stock dashboard on its database.
+"""Pictures of a finished comparison: its report and the stock dashboard on its database; and of `tuner panda`.
 
     python tests/browser/pictures.py --storage sqlite:///tuner.db --report report --out docs/images
 
-writes report.png and dashboard.png, each as sharp as its limit of size allows.
+writes report.png, dashboard.png and panda.png, each as sharp as its limit of size allows.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,9 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 from programs import CHROMIUM_FLAGS, find_chromium, running_dashboard
 
-from tuner import StudyManager
+from tuner import StudyDefinition, StudyManager
+from tuner.panda import Session
+from tuner.panda.app import PandaApp
 
 LIMIT = 300_000
 """Bytes of a picture, at most."""
@@ -24,12 +28,19 @@ LIMIT = 300_000
 SHARPNESS = (2.0, 1.5, 1.25, 1.0)
 """Pixels of the picture for one of the page, the best first."""
 
+PLAY = {
+    12: ["run 12"],
+    20: ["rewind 4", "learning_rate *0.1", "note overshoots: smaller steps from here", "run 20"],
+    32: ["l2 0.001", "learning_rate /3", "run 32"],
+}
+"""What a person does in `tuner panda`, by the epoch that it leads to."""
+
 Show = Callable[[Page], int]
 """Brings what is to be seen onto a page; returns the height in pixels to which it reaches."""
 
 
 def main() -> None:
-    """Take both pictures."""
+    """Take all pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--storage", default="sqlite:///tuner.db", help="the database's URL")
     parser.add_argument("--report", type=Path, default=Path("report"), help="the report's folder")
@@ -40,12 +51,15 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     study = options.study or best_study(options.storage)
+    with tempfile.TemporaryDirectory() as folder:
+        screen = panda(Path(folder))  # before Playwright, which runs an event loop of its own
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
         show_report = report((options.report / "index.html").resolve().as_uri())
         take(browser, show_report, options.out / "report.png", width=1200)
         with running_dashboard(options.storage, Path(folder) / "log") as address:
             take(browser, dashboard(address, study), options.out / "dashboard.png", width=1280)
+        take(browser, drawing(screen), options.out / "panda.png", width=1100)
         browser.close()
 
 
@@ -93,6 +107,46 @@ def dashboard(address: str, study: str) -> Show:
         return bottom(page, ".MuiCard-root:has-text('Best Trial')", 16)
 
     return show
+
+
+def drawing(svg: str) -> Show:
+    """An SVG drawing over the whole width, in a font that is here and has Braille dots."""
+
+    def show(page: Page) -> int:
+        plain = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL).replace(
+            "Fira Code", "DejaVu Sans Mono"
+        )
+        page.set_content(f"<body style='margin: 0'>{plain}</body>")
+        return bottom(page, "svg", 0)
+
+    return show
+
+
+def panda(folder: Path) -> str:
+    """The screen of `tuner panda` after a person has rewound and adjusted a training on digits, as SVG."""
+    definition = StudyDefinition.load("studies/digits.toml")
+    longer = definition.model_copy(update={"fixed": {**definition.fixed, "epochs": 40}})
+    params = {
+        "learning_rate": 0.2,
+        "momentum": 0.9,
+        "hidden_units": 32,
+        "batch_size": 64,
+        "activation": "relu",
+    }
+
+    async def play(session: Session) -> str:
+        screen = PandaApp(session, pace=0)
+        async with screen.run_test(size=(110, 34)) as pilot:
+            for epoch, commands in PLAY.items():
+                for command in commands:
+                    screen.driver.do(command)
+                while screen.view is None or screen.view.epoch != epoch:
+                    await pilot.pause(0.05)
+            await pilot.pause(0.5)
+            return screen.export_screenshot()
+
+    with StudyManager(f"sqlite:///{folder}/panda.db") as manager, manager.panda(longer, params) as session:
+        return asyncio.run(play(session))
 
 
 def number_of(page: Page, address: str, study: str) -> int:

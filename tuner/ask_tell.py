@@ -59,6 +59,7 @@ class Reply:
     adjustment: Mapping[str, Any] = field(default_factory=dict)
     """With ADJUST, the new values by name."""
     by: str = ""
+    """Empty where it was not a person."""
 
 
 @dataclass(slots=True)
@@ -115,7 +116,7 @@ class AskTell:
         Args:
             request_id: 1 to 128 characters that name this request: asked again with the same, also after a crash,
                 the same trial is handed out. By default each call is another request.
-            params: begin a new trial at this point; what it leaves open, the sampler chooses.
+            params: begin a new trial at this point; what it leaves open, be it all, the sampler chooses.
 
         Raises:
             DefinitionError: `params` is not in the study's space, or the request id is none.
@@ -124,13 +125,12 @@ class AskTell:
             raise DefinitionError(
                 f"a request id has 1 to 128 characters, none of them NUL; got {request_id!r}"
             )
-        given = dict(params or {})
-        if given:
-            self.definition.space.check(given)
-        return self._ask(request_id or uuid.uuid4().hex, given)
+        if params is not None:
+            self.definition.space.check(params)
+        return self._ask(request_id or uuid.uuid4().hex, params)
 
     @patiently
-    def _ask(self, request_id: str, given: dict[str, Any]) -> Lease | None:
+    def _ask(self, request_id: str, chosen: Mapping[str, Any] | None) -> Lease | None:
         while True:
             self._forget_trials()  # read anew once an ask, as Optuna does
             with self.ledger.transaction(Mode.READ) as session:
@@ -146,14 +146,14 @@ class AskTell:
                 continue
             self._ended = spent.ended
             try:
-                if not given:
+                if chosen is None:
                     for trial in trials:
                         if trial.state == TrialState.WAITING:
                             lease = self._claim(trial, request_id)
                             if lease is not None:
                                 return lease
                 number = len(trials)
-                return self._begin(number, request_id, given) if self._allows_trial(spent) else None
+                return self._begin(number, request_id, chosen or {}) if self._allows_trial(spent) else None
             except _TakenError:
                 continue  # another was quicker: look again
 
@@ -281,7 +281,7 @@ class AskTell:
         with self.ledger.transaction(Mode.READ) as session:
             return self.ledger.spent(session, self._study_id)
 
-    def adjust(self, number: int, values: Mapping[str, Any], *, by: str = "") -> None:
+    def adjust(self, number: int, values: Mapping[str, Any], *, by: str = "hand") -> None:
         """Let a running trial, wherever it runs, go on with other hyperparameters after its next report.
 
         Args:
@@ -298,7 +298,7 @@ class AskTell:
             raise DefinitionError("an adjustment needs at least one hyperparameter; got none")
         self._command(number, Command("adjust", dict(values), by))
 
-    def stop(self, number: int, *, by: str = "") -> None:
+    def stop(self, number: int, *, by: str = "hand") -> None:
         """Let a running trial, wherever it runs, end with its next report; errors as in `adjust`."""
         self._command(number, Command("stop", {}, by))
 

@@ -306,7 +306,7 @@ class StudyManager:
         ask_tell = self.ask_tell(name)
         objective = _objective_of_epochs(ask_tell.definition, None)
         checked = check_adjustment(objective, values)
-        ask_tell.adjust(number, checked, by=login() if by is None else by)
+        ask_tell.adjust(number, checked, by=by or login() or "hand")
 
     def stop(self, name: str, number: int, *, by: str | None = None) -> None:
         """End a trial that another process runs, after its next report.

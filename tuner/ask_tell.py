@@ -109,6 +109,11 @@ class AskTell:
         self._trial_limit = definition.trials
         self._ended = -1
 
+    @property
+    def url(self) -> str:
+        """The database's."""
+        return self.ledger.database.url
+
     def ask(self, request_id: str | None = None, *, params: Mapping[str, Any] | None = None) -> Lease | None:
         """A trial to run, or None if the budget allows no more.
 

@@ -24,7 +24,7 @@ from tuner.explain import near_miss
 from tuner.ledger import Ledger
 from tuner.samplers import build_sampler
 from tuner.schema import open_storage
-from tuner.storage import DEFAULT_URL, Database, cached, safe_url
+from tuner.storage import DEFAULT_URL, Database, cached, patiently, safe_url
 from tuner.trial_run import Function, Outcome
 
 __all__ = ["StudyManager", "StudySummary"]
@@ -84,6 +84,7 @@ class StudyManager:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @patiently
     def create(self, definition: StudyDefinition) -> optuna.Study:
         """Create the study that `definition` describes, or open it if it is there already.
 
@@ -125,6 +126,7 @@ class StudyManager:
             study.pruner = definition.pruner.build()
         return study
 
+    @patiently
     def load(self, name: str) -> optuna.Study:
         """A plain `optuna.Study` to look at; its sampler and pruner are Optuna's defaults.
 
@@ -216,11 +218,13 @@ class StudyManager:
         """
         return read_comparison(definition, self.load)
 
+    @patiently
     def studies(self, *, archived: bool = False) -> list[StudySummary]:
         """All studies, oldest first; archived ones only where asked for."""
         summaries = [_summary(study, self._storage) for study in self._storage.get_all_studies()]
         return [summary for summary in summaries if archived or not summary.archived]
 
+    @patiently
     def archive(self, name: str, *, undo: bool = False) -> None:
         """Take a study out of the list, or put it back. Studies are never deleted: SQLite would use their ids again.
 
@@ -296,6 +300,7 @@ class _OpenStudy:
     def __post_init__(self) -> None:
         self._managers: dict[int, StudyManager] = {}
 
+    @patiently  # a worker may start in the middle of a run, after another was lost
     def __call__(self, name: str) -> tuple[AskTell, Objective | Function]:
         if os.getpid() not in self._managers:
             self._managers[os.getpid()] = StudyManager(self.url)

@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 from objectives.epoch import Diverged, Epoch, Objective, Seed
 from tuner.ask_tell import Answer, AskTell, Lease
 from tuner.errors import LeaseLostError, StorageError, TunerError
+from tuner.storage import explain
 
 __all__ = ["Function", "Outcome", "run_trial"]
 
@@ -60,7 +61,7 @@ def run_trial(
         lease = ask_tell.ask()
         return None if lease is None else _run_leased(ask_tell, lease, objective, stopping)
     except optuna.exceptions.StorageInternalError as error:
-        raise ask_tell.ledger.database.explain(error) from error
+        raise explain(ask_tell.url, error) from error
 
 
 def _run_leased(

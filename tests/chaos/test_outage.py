@@ -53,7 +53,9 @@ def test_a_run_goes_on_by_itself_after_a_crash_of_the_server(
     told: dict[int, float | None] = {}
     tell = AskTell.tell
 
-    def tell_and_note(self: AskTell, lease: Any, state: TrialState, value: float | None, *a: Any, **k: Any) -> Any:
+    def tell_and_note(
+        self: AskTell, lease: Any, state: TrialState, value: float | None, *a: Any, **k: Any
+    ) -> Any:
         ended = tell(self, lease, state, value, *a, **k)
         told[lease.number] = value
         return ended

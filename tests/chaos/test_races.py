@@ -83,12 +83,12 @@ class Contenders:
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        start = context.Barrier(PROCESSES * THREADS)
+        self.start = context.Barrier(PROCESSES * THREADS)
         self.tasks: list[Connection] = []
         self.processes = []
         for number in range(PROCESSES):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_contend, args=(number, theirs, start), daemon=True)
+            process = context.Process(target=_contend, args=(number, theirs, self.start), daemon=True)
             process.start()
             self.tasks.append(ours)
             self.processes.append(process)

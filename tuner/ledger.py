@@ -183,6 +183,7 @@ _OPEN_LEASES = (
     .where(_LEASE.study_id == _given("study"), _OPEN)
     .order_by(_LEASE.trial_id)
 )
+_HELD = _OPEN_LEASES.where(_LEASE.trial_id == _given("trial"), _LEASE.fence == _given("the_fence"))
 _GRANTED = sa.select(_LEASE.trial_id, _LEASE.fence, _LEASE.attempt).where(
     _LEASE.study_id == _given("study"), _LEASE.request_id == _given("request")
 )
@@ -274,6 +275,24 @@ class Ledger:
     def open_leases(self, session: Session, study_id: int) -> list[HeldLease]:
         """The leases of a study's running trials, by trial id."""
         return [HeldLease(*row) for row in session.execute(_OPEN_LEASES, {"study": study_id})]
+
+    def held(self, session: Session, study_id: int, trial_id: int, fence: int) -> HeldLease:
+        """An open lease.
+
+        Raises:
+            LeaseLostError: it has ended.
+        """
+        key = {"study": study_id, "trial": trial_id, "the_fence": fence}
+        row = session.execute(_HELD, key).one_or_none()
+        if row is None:
+            raise self._lost(session, key)
+        return HeldLease(*row)
+
+    def ending(self, session: Session, study_id: int, trial_id: int, fence: int) -> Ending | None:
+        """How a lease ended; None while it is open, or if there never was one."""
+        key = {"study": study_id, "trial": trial_id, "the_fence": fence}
+        ending: str | None = session.scalar(_ENDING, key)
+        return None if ending is None else Ending(ending)
 
     def granted_to(self, session: Session, study_id: int, request_id: str) -> tuple[int, int, int] | None:
         """Trial id, fence and attempt of the lease that a request was granted; None if it was granted none."""

@@ -29,7 +29,7 @@ from tuner.panda import Session
 from tuner.runs import Runs, Working
 from tuner.samplers import build_sampler
 from tuner.schema import absolute, open_storage
-from tuner.storage import DEFAULT_URL, Database, cached, safe_url
+from tuner.storage import DEFAULT_URL, Database, cached, patiently, safe_url
 from tuner.trial_run import Function, Outcome, run_trial
 
 __all__ = ["StudyManager", "StudySummary"]
@@ -89,6 +89,7 @@ class StudyManager:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @patiently
     def create(self, definition: StudyDefinition) -> optuna.Study:
         """Create the study that `definition` describes, or open it if it is there already.
 
@@ -130,6 +131,7 @@ class StudyManager:
             study.pruner = definition.pruner.build()
         return study
 
+    @patiently
     def load(self, name: str) -> optuna.Study:
         """A plain `optuna.Study` to look at; its sampler and pruner are Optuna's defaults.
 
@@ -325,11 +327,13 @@ class StudyManager:
         """
         return read_comparison(definition, self.load)
 
+    @patiently
     def studies(self, *, archived: bool = False) -> list[StudySummary]:
         """All studies, oldest first; archived ones only where asked for."""
         summaries = [_summary(study, self._storage) for study in self._storage.get_all_studies()]
         return [summary for summary in summaries if archived or not summary.archived]
 
+    @patiently
     def archive(self, name: str, *, undo: bool = False) -> None:
         """Take a study out of the list, or put it back. Studies are never deleted: SQLite would use their ids again.
 
@@ -430,18 +434,19 @@ class _OpenStudy:
     """Opens studies in a worker, over one manager for all of its process. What is open does not travel with it."""
 
     def __init__(self, url: str, objective: Objective | Function | None) -> None:
-        self._url, self._objective = url, objective
+        self.url, self._objective = url, objective
         self._managers: dict[int, StudyManager] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _OpenStudy, (self._url, self._objective)
+        return _OpenStudy, (self.url, self._objective)
 
+    @patiently  # a worker may start in the middle of a run, after another was lost
     def __call__(self, name: str) -> tuple[AskTell, Objective | Function]:
         with self._lock:
             manager = self._managers.get(os.getpid())  # after a fork, one's own
             if manager is None:
-                manager = self._managers[os.getpid()] = StudyManager(self._url)
+                manager = self._managers[os.getpid()] = StudyManager(self.url)
         ask_tell = manager.ask_tell(name)
         if self._objective is not None:
             return ask_tell, self._objective

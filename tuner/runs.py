@@ -49,6 +49,11 @@ class Runs:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
+    @property
+    def url(self) -> str:
+        """The database's."""
+        return self._ledger.database.url
+
     @patiently
     def begin(self) -> str:
         """Say that a run of this process begins. Returns its id."""

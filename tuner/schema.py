@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy.engine import URL, make_url
 
 from tuner.errors import StorageError
-from tuner.storage import BUSY_SECONDS, Database, reason, safe_url
+from tuner.storage import BUSY_SECONDS, Database, explain, safe_url
 from tuner.tables import metadata
 
 __all__ = ["HEAD", "absolute", "exists", "open_storage", "upgrade"]
@@ -144,10 +144,8 @@ def _explained(name: str) -> Iterator[None]:
             f"cannot open {name}: its driver is not installed ({error}); "
             "for PostgreSQL: pip install 'tuner[postgresql]'"
         ) from None
-    except optuna.exceptions.StorageInternalError as error:
-        raise StorageError(f"cannot open {name}: {reason(error.__cause__ or error)}") from error
-    except sa.exc.SQLAlchemyError as error:
-        raise StorageError(f"cannot open {name}: {reason(error)}") from error
+    except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError) as error:
+        raise explain(name, error, "cannot open {}") from error
     except (OSError, Timeout) as error:
         raise StorageError(f"cannot open {name}: {error}") from error
     except RuntimeError as error:  # Optuna's word for a schema of another version

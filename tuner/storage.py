@@ -16,9 +16,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import optuna
 import sqlalchemy as sa
@@ -43,6 +44,7 @@ __all__ = [
     "Database",
     "Mode",
     "cached",
+    "explain",
     "patiently",
     "safe_url",
 ]
@@ -84,6 +86,7 @@ _LAST_NUMBER = (
     .limit(1)
 )
 _NEW_TRIAL = sa.insert(_TRIALS).returning(_TRIALS.c.trial_id)
+_NEW_PARAMS, _NEW_VALUES = sa.insert(_PARAMS), sa.insert(_VALUES)
 _END_TRIAL = (
     sa.update(_TRIALS)
     .where(
@@ -130,8 +133,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def patiently(method: Callable[P, R]) -> Callable[P, R]:
-    """Let a method try again while the database does not answer, for `PATIENCE` seconds, ever more slowly.
+class _OfDatabase(Protocol):
+    @property
+    def url(self) -> str: ...
+
+
+D = TypeVar("D", bound=_OfDatabase)
+
+_trying = ContextVar("_trying", default=False)
+"""Whether a caller tries again already: then what it calls need not."""
+
+
+def patiently(method: Callable[Concatenate[D, P], R]) -> Callable[Concatenate[D, P], R]:
+    """Let a method try again while its database does not answer, for `PATIENCE` seconds, ever more slowly.
 
     Only for what may be done twice: a transaction whose end was not heard of may have been carried out.
 
@@ -139,16 +153,27 @@ def patiently(method: Callable[P, R]) -> Callable[P, R]:
         StorageUnavailableError: it still does not answer; the text says for how long that was tried, and its reason.
     """
 
-    @functools.wraps(method)
-    def trying(*args: P.args, **kwargs: P.kwargs) -> R:
+    def once(self: D, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            result: R = _retrying()(_explaining, method, *args, **kwargs)
+            return method(self, *args, **kwargs)
+        except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError) as error:
+            raise explain(self.url, error) from error  # out of Optuna's own methods
+
+    @functools.wraps(method)
+    def trying(self: D, *args: P.args, **kwargs: P.kwargs) -> R:
+        if _trying.get():
+            return once(self, *args, **kwargs)
+        token = _trying.set(True)
+        try:
+            result: R = _retrying()(once, self, *args, **kwargs)
         except tenacity.RetryError as failed:
             error = failed.last_attempt.exception()
             raise StorageUnavailableError(f"{error} (tried again for {PATIENCE:.0f} s)") from error
+        finally:
+            _trying.reset(token)
         return result
 
-    return trying
+    return cast("Callable[Concatenate[D, P], R]", trying)
 
 
 def _retrying() -> tenacity.Retrying:
@@ -157,16 +182,6 @@ def _retrying() -> tenacity.Retrying:
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
         stop=tenacity.stop_after_delay(PATIENCE),
     )
-
-
-def _explaining(method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a method; what Optuna's own ones raise, in our words."""
-    try:
-        return method(*args, **kwargs)
-    except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError) as error:
-        cause = _cause(error)
-        kind = StorageUnavailableError if _is_transient(cause) else StorageError
-        raise kind(f"the database failed: {reason(cause)}") from error
 
 
 class SqliteConnection(sqlite3.Connection):
@@ -248,13 +263,7 @@ class Database(RDBStorage):
                     session.execute(sa.text("SET LOCAL synchronous_commit = off"))
                 yield session
         except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError) as error:
-            raise self.explain(error) from error
-
-    def explain(self, error: BaseException) -> StorageError:
-        """The same in words: which database, and its own reason."""
-        cause = _cause(error)
-        kind = StorageUnavailableError if _is_transient(cause) else StorageError
-        return kind(f"{safe_url(self.url)} failed: {reason(cause)}")
+            raise explain(self.url, error) from error
 
     def create_study(
         self, session: Session, name: str, direction: StudyDirection, user_attrs: Mapping[str, Any]
@@ -341,7 +350,7 @@ class Database(RDBStorage):
             for name, value in params.items()
         ]
         if rows:
-            session.execute(sa.insert(_PARAMS), rows)
+            session.execute(_NEW_PARAMS, rows)
 
     def set_attrs(self, session: Session, table: sa.Table, trial_id: int, attrs: Mapping[str, Any]) -> None:
         """Set `USER_ATTRS` or `SYSTEM_ATTRS` of a trial, replacing those of the same keys."""
@@ -390,7 +399,7 @@ class Database(RDBStorage):
         for objective, value in enumerate(values or ()):
             stored, kind = models.TrialValueModel.value_to_stored_repr(value)
             row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
-            session.execute(sa.insert(_VALUES).values(row))
+            session.execute(_NEW_VALUES, row)
         return True
 
     def _get_trials(
@@ -426,6 +435,13 @@ def safe_url(url: str) -> str:
         return make_url(url).render_as_string(hide_password=True)
     except sa.exc.ArgumentError:
         return url
+
+
+def explain(url: str, error: BaseException, what: str = "{} failed") -> StorageError:
+    """An error of Optuna's or SQLAlchemy's in words: which database, and its own reason."""
+    cause = _cause(error)
+    kind = StorageUnavailableError if _is_transient(cause) else StorageError
+    return kind(f"{what.format(safe_url(url))}: {reason(cause)}")
 
 
 def reason(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from objectives.epoch import Diverged, Epoch, Objective, Seed
 from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
 from tuner.errors import DefinitionError, LeaseLostError, StorageError, TunerError
+from tuner.storage import explain
 from tuner.training import TrainingError
 
 __all__ = ["Function", "Outcome", "closing_attrs", "heartbeat", "run_trial"]
@@ -74,7 +75,7 @@ def run_trial(
         on_begin(lease)
         return _run_leased(ask_tell, lease, objective, stopping, on_epoch)
     except optuna.exceptions.StorageInternalError as error:
-        raise ask_tell.ledger.database.explain(error) from error
+        raise explain(ask_tell.url, error) from error
 
 
 def _run_leased(

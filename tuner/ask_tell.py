@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session
 
 from tuner.definition import StudyDefinition
 from tuner.errors import ConflictError, DefinitionError, LeaseLostError, NotFoundError, StorageError
-from tuner.ledger import Command, Ending, HeldLease, Ledger, Owner, Spent
+from tuner.ledger import ENDED_BY_HAND, Command, Ending, HeldLease, Ledger, Owner, Spent
 from tuner.samplers import HeldWrites, StudyView
 from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, patiently
 
@@ -132,14 +132,16 @@ class AskTell:
             )
         if params is not None:
             self.definition.space.check(params)
-        return self._ask(request_id or uuid.uuid4().hex, params)
+        return self._ask(_Request(request_id or uuid.uuid4().hex, is_new=request_id is None), params)
 
     @patiently
-    def _ask(self, request_id: str, chosen: Mapping[str, Any] | None) -> Lease | None:
+    def _ask(self, request: _Request, chosen: Mapping[str, Any] | None) -> Lease | None:
         while True:
             self._forget_trials()  # read anew once an ask, as Optuna does
             with self.ledger.transaction(Mode.READ) as session:
-                granted = self.ledger.granted_to(session, self._study_id, request_id)
+                granted = None
+                if not request.is_new:
+                    granted = self.ledger.granted_to(session, self._study_id, request.id)
                 leases = self.ledger.open_leases(session, self._study_id)
                 spent = self.ledger.spent(session, self._study_id)
                 trials = self._trials()
@@ -149,16 +151,17 @@ class AskTell:
             if lost:
                 self._end_lost(lost)
                 continue
+            request.is_new = False
             self._ended = spent.ended
             try:
                 if chosen is None:
                     for trial in trials:
                         if trial.state == TrialState.WAITING:
-                            lease = self._claim(trial, request_id)
+                            lease = self._claim(trial, request.id)
                             if lease is not None:
                                 return lease
                 number = len(trials)
-                return self._begin(number, request_id, chosen or {}) if self._allows_trial(spent) else None
+                return self._begin(number, request.id, chosen or {}) if self._allows_trial(spent) else None
             except _TakenError:
                 continue  # another was quicker: look again
 
@@ -215,7 +218,7 @@ class AskTell:
 
         The same told again is answered as before. A trial that reported nothing counts as one epoch, if the budget has
         one left, so that every trial brings it nearer to its end. ±inf is a value as any other. NaN is none: a trial
-        that is completed with it has failed, with the reason in its attribute `failure`; a pruned one is stored without.
+        that is completed with it has failed, with the reason in its attribute `failure`; a pruned one keeps no value.
 
         Args:
             lease: of the trial.
@@ -248,7 +251,7 @@ class AskTell:
                 self.ledger.spend(session, self._study_id, ended=1, epochs=epochs, seconds=seconds)
                 self.ledger.end(session, *key, Ending.TOLD, told=told, epochs=epochs, seconds=seconds)
                 if not self.ledger.database.finish_trial(session, lease.trial_id, state, values, attrs):
-                    raise LeaseLostError(f"trial {lease.number} has ended already, perhaps by hand")
+                    raise LeaseLostError(f"trial {lease.number}: {ENDED_BY_HAND}")
         except LeaseLostError:
             with self.ledger.transaction(Mode.READ) as session:
                 if not self.ledger.was_told(session, *key, told):
@@ -360,12 +363,7 @@ class AskTell:
         """A transaction under a lease, which it renews."""
         with self.ledger.transaction() as session:
             self.ledger.renew(session, self._study_id, lease.trial_id, lease.fence)
-            self._require_running(session, lease)
             yield session
-
-    def _require_running(self, session: Session, lease: Lease) -> None:
-        if not self.ledger.database.is_running(session, lease.trial_id):
-            raise LeaseLostError(f"trial {lease.number} has ended already, perhaps by hand")
 
     def _held(self, session: Session, lease: Lease | HeldLease) -> HeldLease:
         """The lease as the ledger has it. The books are locked first: until the end, nothing more is spent under it.
@@ -598,7 +596,6 @@ class AskTell:
             if known is None and self._room(before) < len(new):
                 raise _LookFirstError
             commands = self.ledger.renew(session, *key, epochs=len(new), seconds=seconds)
-            self._require_running(session, lease)
             if new and not database.report_values(session, lease.trial_id, new):
                 raise _LookFirstError
             if self._is_exhausted(spent):
@@ -690,6 +687,14 @@ class AskTell:
         trial = _running_trial(lease.trial_id, lease.number, lease.params, lease.distributions, attrs)
         trial.intermediate_values = dict(lease.values)
         return trial
+
+
+@dataclass(slots=True)
+class _Request:
+    """What asks for a trial. `is_new`: nothing can have been granted to it yet."""
+
+    id: str
+    is_new: bool
 
 
 class _TakenError(Exception):

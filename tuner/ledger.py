@@ -24,6 +24,8 @@ from typing import Any, cast
 
 import psutil
 import sqlalchemy as sa
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
@@ -32,7 +34,7 @@ from tuner.errors import ConflictError, LeaseLostError
 from tuner.storage import Database, Mode
 from tuner.tables import CheckpointRow, CommandRow, LeaseRow, SpentRow, metadata
 
-__all__ = ["Command", "Ending", "HeldLease", "Ledger", "Owner", "Spent"]
+__all__ = ["ENDED_BY_HAND", "Command", "Ending", "HeldLease", "Ledger", "Owner", "Spent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,9 @@ def _started(pid: int) -> float | None:
         return psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
         return None
+
+
+ENDED_BY_HAND = "it has ended already, perhaps by hand"
 
 
 class Ending(StrEnum):
@@ -166,6 +171,7 @@ _LEASES, _BOOKS, _COMMANDS, _CHECKPOINTS = (
 )
 _NOW, _given = _Now(), sa.bindparam
 _LEASE, _COMMAND = _LEASES.c, _COMMANDS.c
+_TRIAL = cast("sa.Table", models.TrialModel.__table__).c
 
 _OF_TRIAL = (_LEASE.study_id == _given("study"), _LEASE.trial_id == _given("trial"))
 _THIS = (*_OF_TRIAL, _LEASE.fence == _given("the_fence"))
@@ -201,7 +207,11 @@ _HISTORY = (
 _GRANT = sa.insert(_LEASES).values(granted_at=_NOW, expires_at=_NOW + _given("lease_seconds"))
 _RENEW = (
     sa.update(_LEASES)
-    .where(*_THIS, _OPEN)
+    .where(
+        *_THIS,
+        _OPEN,
+        sa.exists().where(_TRIAL.trial_id == _LEASE.trial_id, _TRIAL.state == TrialState.RUNNING),
+    )
     .values(
         expires_at=_NOW + _given("lease_seconds"),
         epochs=_LEASE.epochs + _given("more_epochs"),
@@ -462,6 +472,8 @@ class Ledger:
     def _lost(self, session: Session, key: Mapping[str, int]) -> LeaseLostError:
         """Why a lease is not open any more, in words."""
         row = session.execute(_ENDING, key).one_or_none()
+        if row is not None and row.ending is None:
+            return LeaseLostError(f"trial id {key['trial']}: {ENDED_BY_HAND}")
         how = "there is none" if row is None else f"it ended: {row.ending}"
         return LeaseLostError(f"lease {key['the_fence']} on trial id {key['trial']} is lost ({how})")
 

@@ -214,8 +214,9 @@ class AskTell:
         """End the trial with its value and attributes, in one transaction; the state that it ended in.
 
         The same told again is answered as before. A trial that reported nothing counts as one epoch, if the budget has
-        one left, so that every trial brings it nearer to its end. ±inf is a value as any other. NaN is none: a trial that is completed
-        with it has failed, with the reason in its attribute `failure`; a pruned one is stored without.
+        one left, so that every trial brings it nearer to its end. ±inf is a value as any other. NaN is none: a trial
+        that is completed with it has failed, with the reason in its attribute `failure`; a pruned one is stored
+        without.
 
         Args:
             lease: of the trial.
@@ -265,7 +266,10 @@ class AskTell:
             LeaseLostError: the lease ended in another way.
         """
         with self.ledger.transaction() as session:
-            if self.ledger.ending(session, self._study_id, lease.trial_id, lease.fence) is not Ending.RELEASED:
+            if (
+                self.ledger.ending(session, self._study_id, lease.trial_id, lease.fence)
+                is not Ending.RELEASED
+            ):
                 self._let_go(session, self._held(session, lease), Ending.RELEASED)
 
     @patiently

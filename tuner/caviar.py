@@ -25,6 +25,7 @@ from concurrent.futures import (
 )
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.context import SpawnContext
 from typing import Literal, Protocol, TypeAlias
 
 from threadpoolctl import threadpool_limits
@@ -52,10 +53,23 @@ class OpenStudy(Protocol):
         """The study to ask and tell, and what to train."""
 
 
-class _Stop(Protocol):
+class _Flag(Protocol):
     def is_set(self) -> bool: ...
 
     def set(self) -> None: ...
+
+
+class _SharedFlag:
+    """A flag that processes share. An `Event` has a lock: who is killed while holding it would stop all others."""
+
+    def __init__(self, context: SpawnContext) -> None:
+        self._byte = context.RawValue("b", 0)
+
+    def is_set(self) -> bool:
+        return bool(self._byte.value)
+
+    def set(self) -> None:
+        self._byte.value = 1
 
 
 @dataclass(slots=True)
@@ -63,7 +77,7 @@ class _Worker:
     """What a worker keeps between two trials: opened studies, with their caches of finished trials."""
 
     open_study: OpenStudy
-    stop: _Stop
+    stop: _Flag
     studies: dict[str, tuple[AskTell, Objective | Function]] = field(default_factory=dict)
 
     def run(self, name: str) -> Outcome | None:
@@ -84,11 +98,11 @@ _here = threading.local()
 """The worker of this thread: set once by the executor's initializer, which can hand over nothing else."""
 
 
-def _start_worker(open_study: OpenStudy, stop: _Stop) -> None:
+def _start_worker(open_study: OpenStudy, stop: _Flag) -> None:
     _here.worker = _Worker(open_study, stop)
 
 
-def _start_process(open_study: OpenStudy, stop: _Stop, started: _Stop) -> None:
+def _start_process(open_study: OpenStudy, stop: _Flag, started: _Flag) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which tells us through `stop`
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, name="parent watch", daemon=True).start()
@@ -267,17 +281,17 @@ class _Turns:
 @contextlib.contextmanager
 def _executor(
     kind: ExecutorName, workers: int, open_study: OpenStudy
-) -> Iterator[tuple[Executor, _Stop, _Stop]]:
+) -> Iterator[tuple[Executor, _Flag, _Flag]]:
     """The pool, what tells its workers to stop, and what tells that one of them has started."""
-    stop: _Stop
-    started: _Stop
+    stop: _Flag
+    started: _Flag
     pool: Executor
     if kind == "threads":
         stop, started = threading.Event(), threading.Event()
         pool = ThreadPoolExecutor(workers, initializer=_start_worker, initargs=(open_study, stop))
     else:
         context = multiprocessing.get_context("spawn")  # a fork would copy open database connections
-        stop, started = context.Event(), context.Event()
+        stop, started = _SharedFlag(context), _SharedFlag(context)
         initargs = (open_study, stop, started)
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process, initargs=initargs)
     with _one_thread_each(), pool:

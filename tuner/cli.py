@@ -35,7 +35,7 @@ from tuner.manager import StudyManager, StudySummary
 from tuner.panda import Session
 from tuner.progress import RunDisplay
 from tuner.report import finite, terminal_table, write_report
-from tuner.schema import exists, open_storage
+from tuner.schema import HEAD, exists, info, open_storage, upgrade
 from tuner.storage import DEFAULT_URL, cached, safe_url
 from tuner.training import planned_epochs
 
@@ -48,6 +48,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+storage_app = typer.Typer(help="Look after a database.", no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(storage_app, name="storage")
 out = Console(width=None if sys.stdout.isatty() else 160, emoji=False)  # a pipe has no width to keep to
 err = Console(stderr=True, emoji=False)
 
@@ -354,6 +356,35 @@ def archive(
     _existing(storage).archive(name, undo=undo)
 
 
+@storage_app.command("info", epilog="**Example**\n\n`tuner storage info --storage sqlite:///tuner.db`")
+def storage_info(storage: StorageOption = DEFAULT_URL, format_: FormatOption = Format.TABLE) -> None:
+    """Show where a database is, the versions of its tables, and how many studies it holds."""
+    _require_existing(storage)
+    found = _plain(info(storage)) | {"needed_version": HEAD}
+    if format_ is Format.JSON:
+        _print_json(found)
+        return
+    table = Table(box=None, show_header=False)
+    for heading, value in (
+        ("database", found["url"]),
+        ("kind", found["kind"]),
+        ("studies", found["studies"]),
+        ("version", f"{found['version'] or 'none'} (needed: {HEAD})"),
+        ("Optuna's version", found["optunas_version"] or "none"),
+    ):
+        table.add_row(heading, escape(str(value)))
+    out.print(table)
+
+
+@storage_app.command("upgrade", epilog="**Example**\n\n`tuner storage upgrade --storage sqlite:///tuner.db`")
+def storage_upgrade(storage: StorageOption = DEFAULT_URL) -> None:
+    """Bring a database's tables up to date. Stop all workers and back it up before; studies and trials stay."""
+    _require_existing(storage)
+    before, after = upgrade(storage)
+    news = "is up to date" if before == after else f"was upgraded from version {before or 'none'}"
+    out.print(f"{safe_url(storage)} {news} (version {after})", soft_wrap=True, markup=False, highlight=False)
+
+
 def main() -> None:
     """The console script."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -372,11 +403,15 @@ def main() -> None:
 
 def _existing(storage: str) -> StudyManager:
     """A manager of a database that is there: looking must not make one, where the name may be mistyped."""
+    _require_existing(storage)
+    return StudyManager(storage)
+
+
+def _require_existing(storage: str) -> None:
     if not exists(storage):
         raise NotFoundError(
             f"there is no database {safe_url(storage)}; `tuner run` and `tuner compare` make one"
         )
-    return StudyManager(storage)
 
 
 def _find(study: str, storage: str) -> tuple[StudyManager, StudyDefinition]:

@@ -11,6 +11,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tuner.errors import StorageError
 from tuner.storage import BUSY_SECONDS, Database, explain, safe_url
 from tuner.tables import metadata
 
-__all__ = ["HEAD", "absolute", "exists", "open_storage", "upgrade"]
+__all__ = ["HEAD", "VERSIONS", "StorageInfo", "absolute", "exists", "info", "open_storage", "upgrade"]
 
 HEAD = "0002"
 """The version of `tuner.tables`."""
@@ -73,7 +74,7 @@ def upgrade(url: str) -> tuple[str | None, str]:
         before = _version(parsed)
         if before is not None and before not in VERSIONS:
             raise StorageError(
-                f"{safe_url(url)} is newer ({before}) than this program ({HEAD}); upgrade that"
+                f"{safe_url(url)} is newer ({before}) than this program ({HEAD}); upgrade this program"
             )
         if before is None:
             _create(parsed)
@@ -87,6 +88,42 @@ def upgrade(url: str) -> tuple[str | None, str]:
         finally:
             database.close()
         return before, HEAD
+
+
+@dataclass(frozen=True, slots=True)
+class StorageInfo:
+    """What is known of a database without opening it for use. Versions are None where there are no such tables."""
+
+    url: str
+    """Without its password."""
+    kind: str
+    version: str | None
+    """Of our tables; `HEAD` is what this program needs."""
+    optunas_version: str | None
+    studies: int
+
+
+def info(url: str) -> StorageInfo:
+    """Look at the database at `url`, of whatever version its tables are. Nothing is made or changed.
+
+    Raises:
+        StorageError: it cannot be looked at.
+    """
+    parsed = _parse(url)
+    name = safe_url(_text(parsed))
+    with _explained(name):
+        version, optunas, studies = _version(parsed), None, 0
+        engine = sa.create_engine(parsed)
+        try:
+            with engine.connect() as connection:
+                there = set(sa.inspect(connection).get_table_names())
+                if OPTUNAS_VERSION_TABLE in there:
+                    optunas = _stamp(connection, OPTUNAS_VERSION_TABLE)
+                if "studies" in there:
+                    studies = connection.scalar(sa.text("SELECT COUNT(*) FROM studies")) or 0
+        finally:
+            engine.dispose()
+    return StorageInfo(name, parsed.get_backend_name(), version, optunas, studies)
 
 
 def exists(url: str) -> bool:

@@ -52,7 +52,7 @@ __all__ = [
 DEFAULT_URL = "sqlite:///tuner.db"
 
 BUSY_SECONDS = 30.0
-"""How long a statement may wait for another's lock, or take, before it fails."""
+"""How long a statement may wait for another's lock before it fails; on a server it may take twice as long."""
 
 QUICK_SECONDS = 0.1
 """How long a writer looks again and again whether SQLite is free, rather than go to sleep."""
@@ -458,10 +458,17 @@ _ADVICE = {
     "No space left on device": "make room, then run the same command again: nothing that was told is lost",
     "attempt to write a readonly database": "the file or its folder may not be written to",
     "unable to open database file": "the file or its folder may not be read or written to",
-    "database is locked": f"another process kept it locked for {BUSY_SECONDS:.0f} s",
+    "database is locked": "another process keeps it locked; end that, then run the same command again",
+    "lock timeout": "another transaction keeps it locked; end that, then run the same command again",
+    "statement timeout": f"it took longer than {2 * BUSY_SECONDS:.0f} s; is the server overloaded?",
+    "No such file or directory": "is the server running, and the URL's host right?",
+    "Connection refused": "is the server running, and the URL's host and port right?",
+    "could not translate host name": "is the URL's host right?",
     "file is not a database": "it is some other kind of file",
     "disk I/O error": "the disk fails, or the file lies on a network drive, where SQLite does not work",
     "password authentication failed": "the URL's user or password is wrong",
+    'role "': "make the user with: createuser NAME",
+    '" does not exist': "make it with: createdb NAME",
     "no password supplied": "put the password into the URL or into ~/.pgpass",
     "remaining connection slots": "too many workers for the server's max_connections",
     "too many clients": "too many workers for the server's max_connections",
@@ -504,7 +511,7 @@ def _engine_settings(url: str) -> dict[str, Any]:
         return {"pool_pre_ping": True}
     milliseconds = int(BUSY_SECONDS * 1000)
     limits = {
-        "statement_timeout": milliseconds,
+        "statement_timeout": 2 * milliseconds,  # the longer one, as it counts the waiting for locks too
         "lock_timeout": milliseconds,
         "idle_in_transaction_session_timeout": milliseconds,
     }

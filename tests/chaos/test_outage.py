@@ -104,11 +104,11 @@ def test_a_server_that_stays_away_is_an_error_in_words_and_its_trials_are_handed
     ask_tell.report(lease, 1, 0.5)
     crashing.stop()
     for action in (
-        lambda: ask_tell.ask(),
+        ask_tell.ask,
         lambda: ask_tell.report(lease, 2, 0.5),
         lambda: ask_tell.tell(lease, TrialState.COMPLETE, 0.5),
         lambda: ask_tell.adjust(0, {"x": 0.5}),
-        lambda: ask_tell.spent(),
+        ask_tell.spent,
     ):
         with pytest.raises(StorageUnavailableError) as caught:
             action()

@@ -155,7 +155,7 @@ def test_budgets_are_exact_whoever_works(url: str, contenders: Contenders, budge
     told = [each for some in contenders.all(ask_tell, url, "work", 3) for each in some]
     trials = ask_tell.study.get_trials(deepcopy=False)
     assert max(Counter(number for number, _ in told).values()) == 1
-    assert {number: value for number, value in told} == {trial.number: trial.value for trial in trials}
+    assert dict(told) == {trial.number: trial.value for trial in trials}
     epochs = sum(len(trial.intermediate_values) for trial in trials)
     if "trials" in budget:
         assert ask_tell.spent() == Spent(trials=50, ended=50, epochs=150)

@@ -7,6 +7,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,17 @@ class Server:
     def stop(self) -> None:
         """Stop at once, as a crash would: connections are cut, nothing is written out."""
         self._run("pg_ctl", "-m", "immediate", "stop")
+
+    def require_password(self) -> None:
+        """From now on, let nobody in without the password."""
+        Path(self.folder, "data", "pg_hba.conf").write_text("local all all scram-sha-256\n")
+        self._run("pg_ctl", "reload")
+        # what was reloaded counts once the server has looked at it
+        while subprocess.run(
+            [self._programs / "psql", "-w", "-U", "tuner", "-h", self.folder, "-c", "", "postgres"],
+            env={}, check=False, capture_output=True,
+        ).returncode == 0:  # fmt: skip
+            time.sleep(0.05)
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [*self._prefix, str(self._programs / program), "-D", f"{self.folder}/data", *arguments]

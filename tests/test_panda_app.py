@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -81,7 +82,8 @@ def use(
         assert app.driver.close(timeout=30)
 
     with manager.panda(study or few(), point, objective, by="ada") as session:
-        asyncio.run(run())
+        with ThreadPoolExecutor(1) as pool:  # where Playwright's event loop does not run
+            pool.submit(asyncio.run, run()).result()
         if session.history and not session.is_over:
             session.release()
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import optuna
 import pytest
@@ -16,22 +20,62 @@ from tuner.schema import open_storage
 from tuner.storage import Database, cached, safe_url
 from tuner.tables import metadata
 
+STARTS, ROUNDS = 8, 4 if os.environ.get("CHAOS") == "full" else 1
 
-def _open_and_create(url: str, number: int) -> str:
-    database = open_storage(url)
+
+def _open_and_create(urls: list[str], number: int, barrier: Any, done: Any) -> None:
+    """In each round, at the same moment as all others, open a database that is not there yet, and use it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    optuna.create_study(study_name=f"s{number}", storage=cached(database))
-    database.close()
-    return "ok"
+    try:
+        for url in urls:
+            barrier.wait(120)
+            database = open_storage(url)
+            optuna.create_study(study_name=f"s{number}", storage=cached(database))
+            database.close()
+        done.put("ok")
+    except BaseException as error:
+        barrier.abort()
+        done.put(repr(error))
+        raise
 
 
+@contextmanager
+def _fresh(url: str) -> Iterator[list[str]]:
+    """Databases for some rounds, beside that of `url`."""
+    parsed = sa.make_url(url)
+    names = [f"{parsed.database}_{n}" for n in range(ROUNDS)]
+    urls = [parsed.set(database=name).render_as_string(hide_password=False) for name in names]
+    if parsed.get_backend_name() == "sqlite":
+        yield urls
+        return
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for name in names:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        yield urls
+        for name in names:
+            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
+
+
+@pytest.mark.slow
 def test_many_first_starts_at_once(url: str) -> None:
-    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
-        done = [pool.submit(_open_and_create, url, number) for number in range(4)]
-        assert [future.result() for future in done] == ["ok"] * 4
-    database = open_storage(url)
-    assert {study.study_name for study in database.get_all_studies()} == {f"s{n}" for n in range(4)}
-    database.close()
+    context = multiprocessing.get_context("spawn")
+    barrier, done = context.Barrier(STARTS), context.SimpleQueue()
+    with _fresh(url) as urls:
+        started = [
+            context.Process(target=_open_and_create, args=(urls, number, barrier, done))
+            for number in range(STARTS)
+        ]
+        for process in started:
+            process.start()
+        assert [done.get() for _ in started] == ["ok"] * STARTS
+        for process in started:
+            process.join()
+        for each in urls:
+            database = open_storage(each)
+            assert {s.study_name for s in database.get_all_studies()} == {f"s{n}" for n in range(STARTS)}
+            database.close()
 
 
 def test_the_schema_is_optunas_own_and_our_own_tables_beside_it(url: str) -> None:

@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session
 
 from tuner.definition import StudyDefinition
 from tuner.errors import ConflictError, DefinitionError, LeaseLostError, NotFoundError, StorageError
-from tuner.ledger import Command, Ending, HeldLease, Ledger, Owner, Spent
+from tuner.ledger import ENDED_BY_HAND, Command, Ending, HeldLease, Ledger, Owner, Spent
 from tuner.samplers import HeldWrites, StudyView, segment_of
 from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, patiently
 
@@ -59,6 +59,7 @@ class Reply:
     adjustment: Mapping[str, Any] = field(default_factory=dict)
     """With ADJUST, the new values by name."""
     by: str = ""
+    """Empty where it was not a person."""
 
 
 @dataclass(slots=True)
@@ -109,13 +110,18 @@ class AskTell:
         self._trial_limit = definition.trials
         self._ended = -1
 
+    @property
+    def url(self) -> str:
+        """The database's."""
+        return self.ledger.database.url
+
     def ask(self, request_id: str | None = None, *, params: Mapping[str, Any] | None = None) -> Lease | None:
         """A trial to run, or None if the budget allows no more.
 
         Args:
             request_id: 1 to 128 characters that name this request: asked again with the same, also after a crash,
                 the same trial is handed out. By default each call is another request.
-            params: begin a new trial at this point; what it leaves open, the sampler chooses.
+            params: begin a new trial at this point; what it leaves open, be it all, the sampler chooses.
 
         Raises:
             DefinitionError: `params` is not in the study's space, or the request id is none.
@@ -124,17 +130,18 @@ class AskTell:
             raise DefinitionError(
                 f"a request id has 1 to 128 characters, none of them NUL; got {request_id!r}"
             )
-        given = dict(params or {})
-        if given:
-            self.definition.space.check(given)
-        return self._ask(request_id or uuid.uuid4().hex, given)
+        if params is not None:
+            self.definition.space.check(params)
+        return self._ask(_Request(request_id or uuid.uuid4().hex, is_new=request_id is None), params)
 
     @patiently
-    def _ask(self, request_id: str, given: dict[str, Any]) -> Lease | None:
+    def _ask(self, request: _Request, chosen: Mapping[str, Any] | None) -> Lease | None:
         while True:
             self._forget_trials()  # read anew once an ask, as Optuna does
             with self.ledger.transaction(Mode.READ) as session:
-                granted = self.ledger.granted_to(session, self._study_id, request_id)
+                granted = None
+                if not request.is_new:
+                    granted = self.ledger.granted_to(session, self._study_id, request.id)
                 leases = self.ledger.open_leases(session, self._study_id)
                 spent = self.ledger.spent(session, self._study_id)
                 trials = self._trials()
@@ -144,18 +151,19 @@ class AskTell:
             if lost:
                 self._end_lost(lost)
                 continue
+            request.is_new = False
             self._ended = spent.ended
             try:
-                if not given:
+                if chosen is None:
                     for trial in trials:
                         if trial.state == TrialState.WAITING:
-                            lease = self._claim(trial, request_id)
+                            lease = self._claim(trial, request.id)
                             if lease is not None:
                                 return lease
                 number = len(trials)
                 if not self._allows_trial(spent):
                     return None
-                return self._begin(number, request_id, given, spent.ended)
+                return self._begin(number, request.id, chosen or {}, spent.ended)
             except _TakenError:
                 continue  # another was quicker: look again
 
@@ -178,7 +186,8 @@ class AskTell:
         Raises:
             LeaseLostError: another has the trial now, or it was ended by hand.
             ConflictError: another value was reported for one of these epochs before.
-            ValueError: an epoch is no whole number from 0 to 2³¹ − 1, or there is none.
+            ValueError: an epoch is no whole number from 0 to 2³¹ − 1, or there is none; `seconds` are negative, or no
+                finite number.
         """
         return self._report(lease, values, seconds)
 
@@ -209,9 +218,9 @@ class AskTell:
     ) -> TrialState:
         """End the trial with its value and attributes, in one transaction; the state that it ended in.
 
-        The same told again is answered as before. A trial that reported nothing counts as one epoch, so that every
-        trial brings a budget nearer to its end. ±inf is a value as any other. NaN is none: a trial that is completed
-        with it has failed, with the reason in its attribute `failure`; a pruned one is stored without.
+        The same told again is answered as before. A trial that reported nothing counts as one epoch, if the budget has
+        one left, so that every trial brings it nearer to its end. ±inf is a value as any other. NaN is none: a trial
+        that is completed with it has failed, with the reason in its attribute `failure`; a pruned one keeps no value.
 
         Args:
             lease: of the trial.
@@ -223,8 +232,9 @@ class AskTell:
         Raises:
             LeaseLostError: another has the trial now, or it was ended by hand; nothing is written over.
             ConflictError: something else was told before.
-            ValueError: a trial is to be completed without a value.
+            ValueError: a trial is to be completed without a value; `seconds` are negative, or no finite number.
         """
+        _check_seconds(seconds)
         if state is TrialState.COMPLETE and value is None:
             raise ValueError(f"a completed trial needs a number as its value; trial {lease.number} has none")
         attrs = dict(attrs or {})
@@ -236,14 +246,14 @@ class AskTell:
         told = {"state": state.name, "values": None if values is None else [repr(v) for v in values]}
         trial = self._frozen(lease)
         self.study.sampler.after_trial(_filter_study(self.study, trial), trial, state, values)
-        epochs = 0 if lease.values else 1
         key = (self._study_id, lease.trial_id, lease.fence)
         try:
             with self.ledger.transaction() as session:
+                epochs = 0 if lease.values else self._least_epochs(session, lease)
                 self.ledger.spend(session, self._study_id, ended=1, epochs=epochs, seconds=seconds)
                 self.ledger.end(session, *key, Ending.TOLD, told=told, epochs=epochs, seconds=seconds)
                 if not self.ledger.database.finish_trial(session, lease.trial_id, state, values, attrs):
-                    raise LeaseLostError(f"trial {lease.number} has ended already, perhaps by hand")
+                    raise LeaseLostError(f"trial {lease.number}: {ENDED_BY_HAND}")
         except LeaseLostError:
             with self.ledger.transaction(Mode.READ) as session:
                 if not self.ledger.was_told(session, *key, told):
@@ -254,17 +264,27 @@ class AskTell:
     def release(self, lease: Lease) -> None:
         """Give the trial back unfinished: the next ask hands it out again, and no attempt is held against it.
 
+        The same lease given back again is answered as before.
+
         Raises:
-            LeaseLostError: another has the trial now.
+            LeaseLostError: the lease ended in another way.
         """
         with self.ledger.transaction() as session:
-            held = self._held(session, lease)
-            self._let_go(session, held, Ending.RELEASED)
+            if (
+                self.ledger.ending(session, self._study_id, lease.trial_id, lease.fence)
+                is not Ending.RELEASED
+            ):
+                self._let_go(session, self._held(session, lease), Ending.RELEASED)
 
-    @patiently
     def reap(self) -> int:
-        """End the leases whose owners are gone or silent; the next asks hand their trials out. How many there were."""
-        return self._end_lost([lease for lease in self.open_leases() if lease.is_lost])
+        """End the leases whose owners are gone or silent, so that no trial stays RUNNING; how many there were.
+
+        The next asks hand their trials out. Every ask does this first, and so does the heartbeat of every trial. Not
+        tried again: the next one comes soon.
+        """
+        with self.ledger.transaction(Mode.READ) as session:
+            leases = self.ledger.open_leases(session, self._study_id)
+        return self._end_lost([lease for lease in leases if lease.is_lost])
 
     @patiently
     def open_leases(self) -> list[HeldLease]:
@@ -278,7 +298,7 @@ class AskTell:
         with self.ledger.transaction(Mode.READ) as session:
             return self.ledger.spent(session, self._study_id)
 
-    def adjust(self, number: int, values: Mapping[str, Any], *, by: str = "") -> None:
+    def adjust(self, number: int, values: Mapping[str, Any], *, by: str = "hand") -> None:
         """Let a running trial, wherever it runs, go on with other hyperparameters after its next report.
 
         Args:
@@ -295,7 +315,7 @@ class AskTell:
             raise DefinitionError("an adjustment needs at least one hyperparameter; got none")
         self._command(number, Command("adjust", dict(values), by))
 
-    def stop(self, number: int, *, by: str = "") -> None:
+    def stop(self, number: int, *, by: str = "hand") -> None:
         """Let a running trial, wherever it runs, end with its next report; errors as in `adjust`."""
         self._command(number, Command("stop", {}, by))
 
@@ -362,22 +382,22 @@ class AskTell:
         """A transaction under a lease, which it renews."""
         with self.ledger.transaction() as session:
             self.ledger.renew(session, self._study_id, lease.trial_id, lease.fence)
-            self._require_running(session, lease)
             yield session
 
-    def _require_running(self, session: Session, lease: Lease) -> None:
-        if not self.ledger.database.is_running(session, lease.trial_id):
-            raise LeaseLostError(f"trial {lease.number} has ended already, perhaps by hand")
-
-    def _held(self, session: Session, lease: Lease) -> HeldLease:
-        """The lease as the ledger has it.
+    def _held(self, session: Session, lease: Lease | HeldLease) -> HeldLease:
+        """The lease as the ledger has it. The books are locked first: until the end, nothing more is spent under it.
 
         Raises:
             LeaseLostError: it has ended.
         """
-        self.ledger.renew(session, self._study_id, lease.trial_id, lease.fence)
-        found = self.ledger.open_leases(session, self._study_id)
-        return next(held for held in found if held.trial_id == lease.trial_id)
+        self.ledger.spend(session, self._study_id)
+        return self.ledger.held(session, self._study_id, lease.trial_id, lease.fence)
+
+    def _least_epochs(self, session: Session, lease: Lease) -> int:
+        """What the end of a trial counts as: an epoch where nothing was reported and the budget has room, or none."""
+        spent = self.ledger.spend(session, self._study_id)
+        held = self.ledger.held(session, self._study_id, lease.trial_id, lease.fence)
+        return int(held.epochs == 0 and self._room(spent) > 0)
 
     @property
     def _study_id(self) -> int:
@@ -408,12 +428,17 @@ class AskTell:
         )
 
     def _end_lost(self, lost: list[HeldLease]) -> int:
-        """Let the trials of lost leases wait for others, those on their last attempt fail."""
+        """Let the trials of lost leases wait for others, those on their last attempt fail.
+
+        Its holder may be heard of again since a lease was seen as lost: so each is looked at anew, under the lock.
+        """
         ended = 0
         for lease in lost:
             with contextlib.suppress(LeaseLostError), self.ledger.transaction() as session:
-                self._let_go(session, lease, Ending.LOST)
-                ended += 1
+                held = self._held(session, lease)
+                if held.is_lost:
+                    self._let_go(session, held, Ending.LOST)
+                    ended += 1
         return ended
 
     def _let_go(self, session: Session, lease: HeldLease, ending: Ending) -> None:
@@ -536,24 +561,18 @@ class AskTell:
         )
 
     def _report(self, lease: Lease, values: Mapping[int, float], seconds: float) -> Reply:
+        _check_seconds(seconds)
         values = {_checked(epoch): float(value) for epoch, value in sorted(values.items())}
         if not values:
             raise ValueError("a report needs at least one epoch")
-        known: dict[int, float] = {}
-        room = len(values)
+        known: dict[int, float] | None = None
         while True:
-            new = dict([item for item in values.items() if item[0] not in known][:room])
-            if not new and not known:
-                return Reply(Answer.STOP)
             try:
-                reply = self._record(lease, new, max(values), seconds if new else 0.0)
+                new, reply = self._record(lease, values, known, seconds)
                 break
-            except _RepeatedError:
-                assert not known
+            except _LookFirstError:
                 known = self._known(lease, values)
-            except _BeyondBudgetError as beyond:
-                room = beyond.room
-        lease.values |= known | new
+        lease.values |= (known or {}) | new
         if reply.answer is Answer.CONTINUE and self._should_prune(lease):
             return Reply(Answer.PRUNE)
         return reply
@@ -574,33 +593,44 @@ class AskTell:
                 )
         return known
 
-    def _record(self, lease: Lease, new: Mapping[int, float], last: int, seconds: float) -> Reply:
-        """Record new values; the reply to a report up to the epoch `last`.
+    def _record(
+        self, lease: Lease, values: Mapping[int, float], known: Mapping[int, float] | None, seconds: float
+    ) -> tuple[dict[int, float], Reply]:
+        """Record values; those that are new and within the budget, and the reply.
+
+        Args:
+            lease: of the trial.
+            values: by epoch.
+            known: which of them were reported before; None before that was looked up.
+            seconds: counted if any is new.
 
         Raises:
-            _RepeatedError: some of them were reported before; nothing is recorded.
-            _BeyondBudgetError: the budget has no room for all of them; nothing is recorded.
+            _LookFirstError: some were reported before, or not all are within the budget; nothing is recorded.
         """
         database, key = self.ledger.database, (self._study_id, lease.trial_id, lease.fence)
+        new, last = dict(values), max(values)
         with self.ledger.transaction(Mode.RELAXED) as session:
+            if known is not None:
+                room = self._room(self.ledger.spend(session, self._study_id))
+                new = {epoch: value for epoch, value in values.items() if epoch not in known}
+                new = dict(list(new.items())[: int(min(room, len(new)))])
+                seconds = seconds if new else 0.0
             spent = self.ledger.spend(session, self._study_id, epochs=len(new), seconds=seconds)
             before = replace(spent, epochs=spent.epochs - len(new), seconds=spent.seconds - seconds)
-            room = self._room(before)
-            if room < len(new):
-                raise _BeyondBudgetError(room)
+            if known is None and self._room(before) < len(new):
+                raise _LookFirstError
             commands = self.ledger.renew(session, *key, epochs=len(new), seconds=seconds)
-            self._require_running(session, lease)
             if new and not database.report_values(session, lease.trial_id, new):
-                raise _RepeatedError
+                raise _LookFirstError
             if self._is_exhausted(spent):
-                return Reply(Answer.STOP)
+                return new, Reply(Answer.STOP)
             delivered: list[Command] = []
             if commands:
                 delivered = self.ledger.deliver(session, *key, last)
             elif not new:
                 delivered = self.ledger.delivered(session, *key, last)
         self._notice(spent)
-        return _reply(delivered) or Reply(Answer.CONTINUE)
+        return new, _reply(delivered) or Reply(Answer.CONTINUE)
 
     def _room(self, spent: Spent) -> float:
         """For how many more epochs the budget has room."""
@@ -683,20 +713,25 @@ class AskTell:
         return trial
 
 
+@dataclass(slots=True)
+class _Request:
+    """What asks for a trial. `is_new`: nothing can have been granted to it yet."""
+
+    id: str
+    is_new: bool
+
+
 class _TakenError(Exception):
     """Another asker has taken the trial or its number."""
 
 
-class _RepeatedError(Exception):
-    """Something was reported before."""
+class _LookFirstError(Exception):
+    """What was reported before has to be known first."""
 
 
-class _BeyondBudgetError(Exception):
-    """The budget has room for `room` epochs, and no more."""
-
-    def __init__(self, room: float) -> None:
-        super().__init__(room)
-        self.room = int(room)  # what there is no end of, nothing goes beyond
+def _check_seconds(seconds: float) -> None:
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds must be finite and at least 0; got {seconds}")
 
 
 def _checked(epoch: int) -> int:

@@ -3,46 +3,62 @@
 The parent decides which study is next and shows progress; a worker runs one trial of it and comes back. Studies take
 turns, so that the arms of a comparison meet the machine's moods alike. Within a study at most `per_study` trials run at
 once: one, and every choice sees all results before it, whatever the number of workers.
+
+What is submitted carries all that it needs: which run it is for, and how to open a study. A worker keeps what it opened
+for the next task of the same run. It learns that the run is over (Ctrl-C, an error) from the database, where it looks
+after an epoch, and gives its trial back: so a stop reaches workers of every kind, wherever they are.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
+import logging
 import signal
 import threading
+import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from itertools import count
+from typing import Any, Protocol
 
 from threadpoolctl import threadpool_limits
 
 from objectives.epoch import Objective
 from tuner.ask_tell import AskTell
-from tuner.errors import DefinitionError, TunerError
+from tuner.errors import DefinitionError, StorageError, TunerError
+from tuner.executors import OpenPool, Pool, Where, find_executor, is_lost_worker
+from tuner.ledger import Ledger
+from tuner.runs import Runs
 from tuner.trial_run import Function, Outcome, run_trial
 
-__all__ = ["ExecutorName", "OpenStudy", "run_studies"]
+__all__ = ["OpenStudy", "run_studies"]
 
-ExecutorName: TypeAlias = Literal["processes", "threads"]
+_log = logging.getLogger(__name__)
 
 FAILURES_IN_A_ROW = 5
 """So many trials in a row that end in an exception stop the run: the next would too."""
 
-LOST_POOLS = 10
-"""So often in a row a pool of worker processes may die without a single trial's end."""
+LOST_IN_A_ROW = 10
+"""So often in a row workers may die without a single trial's end."""
+
+LOOK_SECONDS = 0.5
+"""How often a worker looks, at most, whether its run goes on."""
+
+CHECK_SECONDS = 5.0
+"""How often the parent, while there is no news, asks whether any can come."""
+
+RUNS_KEPT = 4
+"""Of so many runs a worker's thread keeps the studies open: it may serve several in turn."""
+
+
+GOES_ON = "(finished trials are kept; the same run goes on from there)"
+CANNOT_START = (
+    "worker processes cannot start. A script that runs studies must begin its work under "
+    "`if __name__ == '__main__':`, as every process imports it"
+)
 
 
 class OpenStudy(Protocol):
@@ -51,71 +67,82 @@ class OpenStudy(Protocol):
     def __call__(self, name: str) -> tuple[AskTell, Objective | Function]:
         """The study to ask and tell, and what to train."""
 
+    def close(self) -> None:
+        """Close what was opened in this process; it is opened again when it is used again."""
 
-class _Stop(Protocol):
-    def is_set(self) -> bool: ...
 
-    def set(self) -> None: ...
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every task carries."""
+
+    run_id: str
+    open_study: OpenStudy
 
 
 @dataclass(slots=True)
 class _Worker:
-    """What a worker keeps between two trials: opened studies, with their caches of finished trials."""
+    """What a worker's thread keeps of a run between two trials: opened studies, with their finished trials cached."""
 
-    open_study: OpenStudy
-    stop: _Stop
-    studies: dict[str, tuple[AskTell, Objective | Function]] = field(default_factory=dict)
+    run: _Run
+    is_over: bool = False
+    _studies: dict[str, tuple[AskTell, Objective | Function]] = field(default_factory=dict)
+    _looked: float = float("-inf")
 
-    def run(self, name: str) -> Outcome | None:
-        try:
-            if name not in self.studies:
-                self.studies[name] = self.open_study(name)
-            return run_trial(*self.studies[name], stopping=self.stop.is_set)
-        except TunerError:
-            raise
-        except Exception as error:  # noqa: BLE001
-            # as text: whatever this is, it may not survive the way to another process
-            raise TunerError(
-                f"{name}: a worker failed: {''.join(traceback.format_exception(error))}"
-            ) from None
+    def run_next(self, name: str) -> Outcome | None:
+        if name not in self._studies:
+            self._studies[name] = self.run.open_study(name)
+            threadpool_limits(
+                1
+            )  # as many workers as cores: more threads in each only get in each other's way
+        ask_tell, objective = self._studies[name]
+        runs = Runs(ask_tell.ledger)
+        if self._must_stop(runs):
+            return None
+        return run_trial(ask_tell, objective, stopping=lambda: self._must_stop(runs))
+
+    def _must_stop(self, runs: Runs) -> bool:
+        now = time.monotonic()
+        if not self.is_over and now - self._looked > LOOK_SECONDS:
+            self.is_over = not runs.goes_on(self.run.run_id)
+            self._looked = now
+        return self.is_over
 
 
 _here = threading.local()
-"""The worker of this thread: set once by the executor's initializer, which can hand over nothing else."""
+"""Holds the workers of this thread, by run."""
 
 
-def _start_worker(open_study: OpenStudy, stop: _Stop) -> None:
-    _here.worker = _Worker(open_study, stop)
+def _run_one(run: _Run, name: str, _task: int) -> Outcome | None:
+    """The task that is submitted. Its number makes it differ from all others, for executors that remember results."""
+    workers: dict[str, _Worker] = _here.__dict__.setdefault("workers", {})
+    worker = workers.pop(run.run_id) if run.run_id in workers else _Worker(run)
+    workers[run.run_id] = worker  # the latest stands last
+    try:
+        return worker.run_next(name)
+    except TunerError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        # as text: whatever this is, it may not survive the way to another process
+        raise TunerError(f"{name}: a worker failed: {''.join(traceback.format_exception(error))}") from None
+    finally:
+        if worker.is_over:
+            workers.pop(run.run_id).run.open_study.close()
+        while len(workers) > RUNS_KEPT:
+            workers.pop(next(iter(workers))).run.open_study.close()
 
 
-def _start_process(open_study: OpenStudy, stop: _Stop, started: _Stop) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which tells us through `stop`
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_die_with_parent, name="parent watch", daemon=True).start()
-    threadpool_limits(1)  # as many workers as cores: more threads in each only get in each other's way
-    _start_worker(open_study, stop)
-    started.set()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _run_one(name: str) -> Outcome | None:
-    worker: _Worker = _here.worker
-    return worker.run(name)
+def _greet() -> None:
+    """The first task of a pool: that it comes back shows that workers start and find us."""
 
 
 def run_studies(
     names: Sequence[str],
     open_study: OpenStudy,
+    ledger: Ledger,
     *,
     workers: int = 1,
     per_study: int = 1,
-    executor: ExecutorName = "processes",
+    executor: Where = "processes",
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
 ) -> None:
     """Run studies until each has used up its budget.
@@ -123,82 +150,180 @@ def run_studies(
     Args:
         names: the studies, in the order of their turns.
         open_study: opens one in a worker.
-        workers: how many trials run at once.
+        ledger: of the same database.
+        workers: how many trials run at once; fewer where the executor has fewer workers.
         per_study: how many of them may be of the same study.
-        executor: what the workers are.
+        executor: what the workers are; `tuner.executors` says what one of the user's own must do.
         on_outcome: called in this thread with each trial's end.
 
     Raises:
-        DefinitionError: `workers` is below 1.
-        TunerError: too many trials of a study failed in a row; the text has the last reason.
+        DefinitionError: `workers` is below 1, or there is no such executor.
+        TunerError: too many trials of a study failed in a row (the text has the last reason), or workers cannot start,
+            keep dying or are not there.
         KeyboardInterrupt: passed on, after the running trials were given back.
     """
     if workers < 1:
         raise DefinitionError(f"workers must be at least 1; got {workers}")
-    turns = _Turns(names, per_study)
-    pools = _Pools(open_study, executor, on_outcome)
-    lost = 0  # pools in a row from which nothing came
-    while True:
-        try:
+    open_pool = find_executor(executor)
+    turns, runs = _Turns(names, per_study), Runs(ledger)
+    run = _Run(runs.begin(), open_study)
+    try:
+        with threadpool_limits(1):  # here too, where threads may be the workers; taken back at the end
+            pools = _Pools(run, runs, open_pool, on_outcome)
             pools.run(turns, workers)
-            break
-        except _PoolBrokenError as broken:
-            lost = 0 if broken.progress else lost + 1
-            if lost >= LOST_POOLS:
-                raise TunerError(
-                    f"worker processes died {lost} times in a row (killed, or out of memory?)"
-                ) from None
-            turns.restart()
-            # one at a time, so that a trial that kills its worker takes no other with it again
-            with contextlib.suppress(_PoolBrokenError):
-                pools.run(_Turns(broken.studies, 1), 1, outcomes=len(broken.studies))
+            while left_behind := runs.settle(turns.unstopped):
+                turns.reopen(left_behind)
+                pools.run(turns, workers)
+    finally:
+        _end(runs, run)
+        open_study.close()
     turns.raise_failures()
+
+
+def _end(runs: Runs, run: _Run) -> None:
+    try:
+        runs.end(run.run_id)
+    except StorageError as error:  # then the workers cannot go on either
+        _log.warning("could not tell the workers to stop: %s", error)
 
 
 class _PoolBrokenError(Exception):
     """A worker process died and took its pool with it. `studies` are those whose trials were running."""
 
-    def __init__(self, studies: list[str], progress: bool) -> None:
+    def __init__(self, studies: list[str]) -> None:
         super().__init__(studies)
         self.studies = studies
-        self.progress = progress
+
+
+class _WorkerLostError(Exception):
+    """A worker died, and with it a trial; the other workers live on."""
 
 
 @dataclass(slots=True)
 class _Pools:
-    """Runs studies in a pool of workers until there is nothing to run, or a number of outcomes has come."""
+    """Runs studies in a pool of workers, and in a new one whenever one breaks."""
 
-    open_study: OpenStudy
-    executor: ExecutorName
+    run_: _Run
+    runs: Runs
+    open_pool: OpenPool
     on_outcome: Callable[[Outcome], None]
+    _lost: int = 0
+    _tasks: Iterator[int] = field(default_factory=count)
 
-    def run(self, turns: _Turns, workers: int, *, outcomes: int | None = None) -> None:
+    def run(self, turns: _Turns, workers: int) -> None:
+        """Run until no study has a turn left."""
+        while True:
+            try:
+                self._run_pool(turns, workers)
+                return
+            except _PoolBrokenError as broken:
+                self._count_loss()
+                turns.restart()
+                # one at a time, so that a trial that kills its worker takes no other with it again
+                with contextlib.suppress(_PoolBrokenError):
+                    self._run_pool(_Turns(broken.studies, 1), 1, limit=len(broken.studies))
+
+    def _run_pool(self, turns: _Turns, workers: int, *, limit: int | None = None) -> None:
+        """Run in one pool until there is nothing to run, or `limit` trials have ended."""
         running: dict[Future[Outcome | None], str] = {}
         ended = 0
-        with _executor(self.executor, workers, self.open_study) as (pool, stop, started):
+        with self.open_pool(workers) as pool:
             try:
-                while outcomes is None or ended < outcomes:
+                greeting = _submitted(pool, _greet)
+                while limit is None or ended < limit:
                     while len(running) < workers and (name := turns.next()) is not None:
-                        with _sigint_held():
-                            running[pool.submit(_run_one, name)] = name
+                        running[_submitted(pool, _run_one, self.run_, name, next(self._tasks))] = name
                     if not running:
                         return
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        outcome = future.result()
-                        turns.ended(running.pop(future), outcome)
-                        if outcome is not None:
-                            ended += 1
-                            self.on_outcome(outcome)
-            except BrokenProcessPool:
-                if not started.is_set():
-                    raise TunerError(
-                        "worker processes cannot start. A script that runs studies must begin its work under "
-                        "`if __name__ == '__main__':`, as every process imports it"
-                    ) from None
-                raise _PoolBrokenError(list(running.values()), ended > 0) from None
+                    for future in _next_done(pool, greeting, running):
+                        ended += self._take(turns, running[future], future)
+                        del running[future]
+            except BrokenExecutor as error:
+                if not pool.is_renewable:
+                    raise TunerError(f"the executor broke: {error} {GOES_ON}") from None
+                if greeting.exception() is not None:
+                    raise TunerError(CANNOT_START) from None
+                raise _PoolBrokenError(list(running.values())) from None
             except BaseException:
-                stop.set()
+                _end(self.runs, self.run_)
+                _wait_for_last(pool, running)
                 raise
+
+    def _take(self, turns: _Turns, name: str, future: Future[Outcome | None]) -> bool:
+        """Take up what a task came back with; True if it was a trial."""
+        try:
+            outcome = _result(future)
+        except _WorkerLostError:
+            self._count_loss()
+            turns.lost(name)
+            return False
+        turns.ended(name, outcome)
+        if outcome is None:
+            return False
+        self._lost = 0
+        self.on_outcome(outcome)
+        return True
+
+    def _count_loss(self) -> None:
+        self._lost += 1
+        if self._lost >= LOST_IN_A_ROW:
+            raise TunerError(f"worker processes died {self._lost} times in a row (killed, or out of memory?)")
+
+
+def _submitted(pool: Pool, task: Callable[..., Any], *arguments: object) -> Future[Any]:
+    try:
+        with _sigint_held():
+            return pool.executor.submit(task, *arguments)
+    except BrokenExecutor:
+        raise
+    except RuntimeError as error:  # it was shut down
+        raise TunerError(f"the executor takes no work: {error} {GOES_ON}") from None
+
+
+def _next_done(
+    pool: Pool, greeting: Future[None], running: Iterable[Future[Outcome | None]]
+) -> list[Future[Outcome | None]]:
+    """Wait for news; the tasks that have ended, possibly none."""
+    watched: set[Future[Any]] = {*running, *([] if greeting.done() else [greeting])}
+    done = wait(watched, timeout=CHECK_SECONDS, return_when=FIRST_COMPLETED).done
+    if not done:
+        pool.check()
+    if greeting.done():
+        with contextlib.suppress(_WorkerLostError):  # that is counted where it took a trial with it
+            _result(greeting)
+    return [future for future in running if future in done]
+
+
+def _result(future: Future[Any]) -> Any:
+    """What a task returned.
+
+    Raises:
+        TunerError: it failed, or could not be brought to a worker.
+        BrokenExecutor: the executor is of no use any more.
+        _WorkerLostError: its worker died.
+    """
+    try:
+        return future.result()
+    except (TunerError, BrokenExecutor):
+        raise
+    except CancelledError:
+        raise TunerError(f"the executor dropped a trial; was it shut down? {GOES_ON}") from None
+    except Exception as error:
+        if is_lost_worker(error):
+            raise _WorkerLostError from None
+        raise TunerError(
+            f"a worker cannot be given a trial to run: {type(error).__name__}: {error} (workers need tuner installed, "
+            "and an objective given in Python must be picklable)"
+        ) from error
+
+
+def _wait_for_last(pool: Pool, running: Iterable[Future[Any]]) -> None:
+    """Wait until running trials were given back; on workers that live on, for a while only."""
+    left = wait(running, timeout=pool.patience).not_done
+    for future in left:
+        future.cancel()
+    if left:
+        _log.warning("%d trials run still; their workers give them back at the end of an epoch", len(left))
 
 
 @contextlib.contextmanager
@@ -253,51 +378,26 @@ class _Turns:
                 "begin afresh under another name)"
             )
 
+    def lost(self, name: str) -> None:
+        """A worker was lost with its trial, which is to run again."""
+        self._running[name] -= 1
+        self.reopen([name])
+
     def restart(self) -> None:
         """Nothing is running any more, and what was may have to run again."""
         self._running = dict.fromkeys(self._running, 0)
-        self._full = set(self._stopped)
+        self.reopen(self.unstopped)
+
+    def reopen(self, names: Sequence[str]) -> None:
+        """Ask these studies again, unless they were stopped."""
+        self._full.difference_update(name for name in names if name not in self._stopped)
+
+    @property
+    def unstopped(self) -> list[str]:
+        """The studies that did not fail too often in a row."""
+        return [name for name in self._running if name not in self._stopped]
 
     def raise_failures(self) -> None:
         """Raise TunerError with a line for each study that was stopped."""
         if self._stopped:
             raise TunerError("\n".join(self._stopped.values()))
-
-
-@contextlib.contextmanager
-def _executor(
-    kind: ExecutorName, workers: int, open_study: OpenStudy
-) -> Iterator[tuple[Executor, _Stop, _Stop]]:
-    """The pool, what tells its workers to stop, and what tells that one of them has started."""
-    stop: _Stop
-    started: _Stop
-    pool: Executor
-    if kind == "threads":
-        stop, started = threading.Event(), threading.Event()
-        pool = ThreadPoolExecutor(workers, initializer=_start_worker, initargs=(open_study, stop))
-    else:
-        context = multiprocessing.get_context("spawn")  # a fork would copy open database connections
-        stop, started = context.Event(), context.Event()
-        initargs = (open_study, stop, started)
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process, initargs=initargs)
-    with _one_thread_each(), pool:
-        try:
-            yield pool, stop, started
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes that start meanwhile use one BLAS or OpenMP thread, also in libraries they load later."""
-    names = [f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL")]
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -21,7 +21,7 @@ import typer
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 from threadpoolctl import threadpool_limits
@@ -33,12 +33,12 @@ from tuner.definition import ComparisonDefinition, StudyDefinition, find_definit
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, TunerError
 from tuner.manager import StudyManager, StudySummary
 from tuner.panda import Session
+from tuner.progress import RunDisplay
 from tuner.report import finite, terminal_table, write_report
 from tuner.samplers import PopulationSettings
-from tuner.schema import exists, open_storage
+from tuner.schema import HEAD, exists, info, open_storage, upgrade
 from tuner.storage import DEFAULT_URL, cached, safe_url
 from tuner.training import planned_epochs
-from tuner.trial_run import Outcome
 
 __all__ = ["app", "main"]
 
@@ -49,6 +49,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+storage_app = typer.Typer(help="Look after a database.", no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(storage_app, name="storage")
 out = Console(width=None if sys.stdout.isatty() else 160, emoji=False)  # a pipe has no width to keep to
 err = Console(stderr=True, emoji=False)
 
@@ -86,21 +88,34 @@ StorageOption = Annotated[
 ]
 WorkersOption = Annotated[
     int,
+    typer.Option("--workers", min=1, help="Trials at once; by default one a core of this machine."),
+]
+ExecutorOption = Annotated[
+    str,
     typer.Option(
-        "--workers", min=1, help="Trials at once, each in a process of its own; by default one a core."
+        "--executor",
+        help="Where trials run: `processes` or `threads` of this machine, or `dask://HOST:PORT`, a Dask scheduler.",
     ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="`json` for other programs.")]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@app.command(epilog="**Examples**\n\n`tuner run digits`\n\n`tuner run my/study.toml --workers 4`")
-def run(study: StudyArgument, storage: StorageOption = DEFAULT_URL, workers: WorkersOption = CORES) -> None:
+@app.command(
+    epilog="**Examples**\n\n`tuner run digits`\n\n`tuner run my/study.toml --workers 4`"
+    "\n\n`tuner run my/study.toml --executor dask://host:8786 --workers 32`"
+)
+def run(
+    study: StudyArgument,
+    storage: StorageOption = DEFAULT_URL,
+    workers: WorkersOption = CORES,
+    executor: ExecutorOption = "processes",
+) -> None:
     """Run one study until its budget is used up; again, and it goes on where it stopped."""
     definition = StudyDefinition.load(find_definition(study))
     manager = StudyManager(storage)
     with _progress(manager, [("trials", definition)]) as on_outcome:
-        finished = manager.run(definition, workers=workers, on_outcome=on_outcome)
+        finished = manager.run(definition, workers=workers, executor=executor, on_outcome=on_outcome)
     _print_best(finished)
     _print_where(storage)
 
@@ -108,10 +123,11 @@ def run(study: StudyArgument, storage: StorageOption = DEFAULT_URL, workers: Wor
 @app.command(
     epilog="**Examples**\n\n`tuner compare digits`\n\n`tuner compare digits --seeds 20 --workers 8 --out digits-20`"
 )
-def compare(
+def compare(  # noqa: PLR0917 - each is an option of the command line
     study: StudyArgument,
     storage: StorageOption = DEFAULT_URL,
     workers: WorkersOption = CORES,
+    executor: ExecutorOption = "processes",
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="Instead of the definition's number.")
     ] = None,
@@ -128,7 +144,7 @@ def compare(
     manager = StudyManager(storage)
     members = [(member.arm, member.definition) for member in definition.members]
     with _progress(manager, members) as on_outcome:
-        result = manager.compare(definition, workers=workers, on_outcome=on_outcome)
+        result = manager.compare(definition, workers=workers, executor=executor, on_outcome=on_outcome)
     out.print(terminal_table(result))
     out.print(result.verdict, soft_wrap=True, markup=False)
     out.print(f"\nReport: {write_report(result, out_folder)}", soft_wrap=True, markup=False)
@@ -369,6 +385,35 @@ def archive(
     _existing(storage).archive(name, undo=undo)
 
 
+@storage_app.command("info", epilog="**Example**\n\n`tuner storage info --storage sqlite:///tuner.db`")
+def storage_info(storage: StorageOption = DEFAULT_URL, format_: FormatOption = Format.TABLE) -> None:
+    """Show where a database is, the versions of its tables, and how many studies it holds."""
+    _require_existing(storage)
+    found = _plain(info(storage)) | {"needed_version": HEAD}
+    if format_ is Format.JSON:
+        _print_json(found)
+        return
+    table = Table(box=None, show_header=False)
+    for heading, value in (
+        ("database", found["url"]),
+        ("kind", found["kind"]),
+        ("studies", found["studies"]),
+        ("version", f"{found['version'] or 'none'} (needed: {HEAD})"),
+        ("Optuna's version", found["optunas_version"] or "none"),
+    ):
+        table.add_row(heading, escape(str(value)))
+    out.print(table)
+
+
+@storage_app.command("upgrade", epilog="**Example**\n\n`tuner storage upgrade --storage sqlite:///tuner.db`")
+def storage_upgrade(storage: StorageOption = DEFAULT_URL) -> None:
+    """Bring a database's tables up to date. Stop all workers and back it up before; studies and trials stay."""
+    _require_existing(storage)
+    before, after = upgrade(storage)
+    news = "is up to date" if before == after else f"was upgraded from version {before or 'none'}"
+    out.print(f"{safe_url(storage)} {news} (version {after})", soft_wrap=True, markup=False, highlight=False)
+
+
 def main() -> None:
     """The console script."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -387,11 +432,15 @@ def main() -> None:
 
 def _existing(storage: str) -> StudyManager:
     """A manager of a database that is there: looking must not make one, where the name may be mistyped."""
+    _require_existing(storage)
+    return StudyManager(storage)
+
+
+def _require_existing(storage: str) -> None:
     if not exists(storage):
         raise NotFoundError(
             f"there is no database {safe_url(storage)}; `tuner run` and `tuner compare` make one"
         )
-    return StudyManager(storage)
 
 
 def _find(study: str, storage: str) -> tuple[StudyManager, StudyDefinition]:
@@ -461,47 +510,15 @@ def _complain(error: TunerError) -> None:
 
 @contextmanager
 def _progress(manager: StudyManager, members: Sequence[tuple[str, StudyDefinition]]) -> Iterator[Any]:
-    """A bar for each group of studies, with its best value so far; yields what to call with each outcome."""
-    ended = {summary.name: summary for summary in manager.studies(archived=True)}
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[best]}"),
-        TimeRemainingColumn(),
-        console=err,
-    )
-    tasks: dict[str, Any] = {}
-    group_of = {definition.name: group for group, definition in members}
-    directions = {group: definition.direction for group, definition in members}
-    bests: dict[str, float] = {}
-    for group in directions:
-        mine = [definition for g, definition in members if g == group]
-        limits = [definition.trials for definition in mine]
-        total = None if None in limits else sum(limit or 0 for limit in limits)
-        done = sum(ended[d.name].finished for d in mine if d.name in ended)
-        tasks[group] = bars.add_task(group, total=total, completed=done, best="")
-
-    def on_outcome(outcome: Outcome) -> None:
-        if outcome.state is None:
-            return
-        group = group_of[outcome.study]
-        if outcome.state is TrialState.COMPLETE and outcome.value is not None:
-            choose = min if directions[group] == "minimize" else max
-            bests[group] = choose(bests.get(group, outcome.value), outcome.value)
-        shown = f"best {bests[group]:.4g}" if group in bests else ""
-        bars.update(tasks[group], advance=1, best=shown)
-        if outcome.is_error:
-            bars.console.print(
-                f"{outcome.study} trial {outcome.number} failed: {outcome.failure}", markup=False
-            )
-
+    """Shows how the studies get on; yields what to call with each outcome. Ctrl-C ends the command in words."""
+    display = RunDisplay(err, members, manager.studies(archived=True), manager.working)
     try:
-        with bars:
-            yield on_outcome
+        with display:
+            yield display.on_outcome
     except KeyboardInterrupt:
-        done = sum(int(task.completed) for task in bars.tasks)
-        err.print(f"Stopped. {done} finished trials are kept; the same command goes on from there.")
+        err.print(
+            f"Stopped. {display.finished} finished trials are kept; the same command goes on from there."
+        )
         raise typer.Exit(130) from None
 
 

@@ -24,6 +24,8 @@ from typing import Any, cast
 
 import psutil
 import sqlalchemy as sa
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
@@ -32,7 +34,7 @@ from tuner.errors import ConflictError, LeaseLostError
 from tuner.storage import Database, Mode
 from tuner.tables import CheckpointRow, CommandRow, LeaseRow, SpentRow, metadata
 
-__all__ = ["Command", "Ending", "HeldLease", "Ledger", "Owner", "Spent"]
+__all__ = ["ENDED_BY_HAND", "Command", "Ending", "HeldLease", "Ledger", "Owner", "Spent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +78,22 @@ def _host() -> str:
 
 
 def _started(pid: int) -> float | None:
-    """When a process started; on Linux in ticks since the boot, which no change of the clock moves."""
+    """When a living process started; on Linux in ticks since the boot, which no change of the clock moves."""
     if Path("/proc/self/stat").exists():
         try:
-            return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return (
+                None if fields[0] == "Z" else float(fields[19])
+            )  # a zombie is dead, its parent only has not noticed
         except (FileNotFoundError, ProcessLookupError):
             return None
     try:
         return psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
         return None
+
+
+ENDED_BY_HAND = "it has ended already, perhaps by hand"
 
 
 class Ending(StrEnum):
@@ -163,6 +171,7 @@ _LEASES, _BOOKS, _COMMANDS, _CHECKPOINTS = (
 )
 _NOW, _given = _Now(), sa.bindparam
 _LEASE, _COMMAND = _LEASES.c, _COMMANDS.c
+_TRIAL = cast("sa.Table", models.TrialModel.__table__).c
 
 _OF_TRIAL = (_LEASE.study_id == _given("study"), _LEASE.trial_id == _given("trial"))
 _THIS = (*_OF_TRIAL, _LEASE.fence == _given("the_fence"))
@@ -180,6 +189,7 @@ _OPEN_LEASES = (
     .where(_LEASE.study_id == _given("study"), _OPEN)
     .order_by(_LEASE.trial_id)
 )
+_HELD = _OPEN_LEASES.where(_LEASE.trial_id == _given("trial"), _LEASE.fence == _given("the_fence"))
 _GRANTED = sa.select(_LEASE.trial_id, _LEASE.fence, _LEASE.attempt).where(
     _LEASE.study_id == _given("study"), _LEASE.request_id == _given("request")
 )
@@ -197,7 +207,11 @@ _HISTORY = (
 _GRANT = sa.insert(_LEASES).values(granted_at=_NOW, expires_at=_NOW + _given("lease_seconds"))
 _RENEW = (
     sa.update(_LEASES)
-    .where(*_THIS, _OPEN)
+    .where(
+        *_THIS,
+        _OPEN,
+        sa.exists().where(_TRIAL.trial_id == _LEASE.trial_id, _TRIAL.state == TrialState.RUNNING),
+    )
     .values(
         expires_at=_NOW + _given("lease_seconds"),
         epochs=_LEASE.epochs + _given("more_epochs"),
@@ -264,12 +278,31 @@ class Ledger:
     def open_study(self, session: Session, study_id: int) -> None:
         """Begin the books of a new study, and forget those of a deleted one that had its id."""
         for table in metadata.tables.values():
-            session.execute(sa.delete(table).where(table.c.study_id == study_id))
+            if "study_id" in table.c:
+                session.execute(sa.delete(table).where(table.c.study_id == study_id))
         self._open_books(session, study_id)
 
     def open_leases(self, session: Session, study_id: int) -> list[HeldLease]:
         """The leases of a study's running trials, by trial id."""
         return [HeldLease(*row) for row in session.execute(_OPEN_LEASES, {"study": study_id})]
+
+    def held(self, session: Session, study_id: int, trial_id: int, fence: int) -> HeldLease:
+        """An open lease.
+
+        Raises:
+            LeaseLostError: it has ended.
+        """
+        key = {"study": study_id, "trial": trial_id, "the_fence": fence}
+        row = session.execute(_HELD, key).one_or_none()
+        if row is None:
+            raise self._lost(session, key)
+        return HeldLease(*row)
+
+    def ending(self, session: Session, study_id: int, trial_id: int, fence: int) -> Ending | None:
+        """How a lease ended; None while it is open, or if there never was one."""
+        key = {"study": study_id, "trial": trial_id, "the_fence": fence}
+        ending: str | None = session.scalar(_ENDING, key)
+        return None if ending is None else Ending(ending)
 
     def granted_to(self, session: Session, study_id: int, request_id: str) -> tuple[int, int, int] | None:
         """Trial id, fence and attempt of the lease that a request was granted; None if it was granted none."""
@@ -449,6 +482,8 @@ class Ledger:
     def _lost(self, session: Session, key: Mapping[str, int]) -> LeaseLostError:
         """Why a lease is not open any more, in words."""
         row = session.execute(_ENDING, key).one_or_none()
+        if row is not None and row.ending is None:
+            return LeaseLostError(f"trial id {key['trial']}: {ENDED_BY_HAND}")
         how = "there is none" if row is None else f"it ended: {row.ending}"
         return LeaseLostError(f"lease {key['the_fence']} on trial id {key['trial']} is lost ({how})")
 

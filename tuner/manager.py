@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,17 +18,19 @@ from objectives.epoch import Epoch, Objective
 from tuner.adjustment import check_adjustment, login
 from tuner.ask_tell import AskTell
 from tuner.catalogue import find_objective, missing_attributes
-from tuner.caviar import ExecutorName, run_studies
+from tuner.caviar import run_studies
 from tuner.comparison import ComparisonResult, read_comparison
 from tuner.definition import Budget, ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
+from tuner.executors import Where, find_executor
 from tuner.explain import near_miss
 from tuner.ledger import Ledger
 from tuner.panda import Session
 from tuner.population import Stretch, lineage, require_whole_trainings
+from tuner.runs import Runs, Working
 from tuner.samplers import build_sampler
-from tuner.schema import open_storage
-from tuner.storage import DEFAULT_URL, Database, cached, safe_url
+from tuner.schema import absolute, open_storage
+from tuner.storage import DEFAULT_URL, Database, cached, patiently, safe_url
 from tuner.trial_run import Function, Outcome, run_trial
 
 __all__ = ["StudyManager", "StudySummary"]
@@ -87,6 +90,7 @@ class StudyManager:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @patiently
     def create(self, definition: StudyDefinition) -> optuna.Study:
         """Create the study that `definition` describes, or open it if it is there already.
 
@@ -128,6 +132,7 @@ class StudyManager:
             study.pruner = definition.pruner.build()
         return study
 
+    @patiently
     def load(self, name: str) -> optuna.Study:
         """A plain `optuna.Study` to look at; its sampler and pruner are Optuna's defaults.
 
@@ -179,7 +184,7 @@ class StudyManager:
         objective: Objective | Function | None = None,
         *,
         workers: int = 1,
-        executor: ExecutorName | None = None,
+        executor: Where | None = None,
         on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     ) -> optuna.Study:
         """Run a study until its budget is used up; a study that was interrupted goes on where it was.
@@ -189,20 +194,22 @@ class StudyManager:
             objective: what to train, if not the definition's registered one: an objective of epochs, or a plain Optuna
                 objective `f(trial) -> float`.
             workers: how many trials run at once.
-            executor: `processes` or `threads`; by default processes, or threads for an objective given here.
+            executor: `processes`, `threads`, `dask://HOST:PORT`, or any `concurrent.futures.Executor`, which stays open
+                (`tuner.executors` says what it must do); by default processes, or threads for an objective given here.
             on_outcome: called with each trial's end.
 
         Raises:
             ConflictError: there is a study of this name with another definition.
-            DefinitionError: there is no objective, or the definition has no budget.
-            TunerError: too many trials failed in a row.
+            DefinitionError: there is no objective or no such executor, or the definition has no budget.
+            MissingDependencyError: the executor is Dask, or the sampler one, that is not installed.
+            TunerError: too many trials failed in a row, or workers cannot start, keep dying or are not there.
         """
-        run_studies(
-            self._create_all([definition.study], objective),
-            _OpenStudy(self.url, objective),
+        self._run(
+            [definition.study],
+            objective,
             workers=workers,
             per_study=workers,
-            executor=executor or _executor_for(objective),
+            executor=executor,
             on_outcome=on_outcome,
         )
         return self.open(definition.name)
@@ -213,7 +220,7 @@ class StudyManager:
         objective: Objective | Function | None = None,
         *,
         workers: int = 1,
-        executor: ExecutorName | None = None,
+        executor: Where | None = None,
         on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     ) -> ComparisonResult:
         """Run a comparison, arms interleaved seed by seed, and return its result; goes on where it was interrupted.
@@ -221,14 +228,8 @@ class StudyManager:
         Within a study trials run one after the other, so that the result does not depend on `workers`. Arguments and
         errors are those of `run`.
         """
-        run_studies(
-            self._create_all([member.definition for member in definition.members], objective),
-            _OpenStudy(self.url, objective),
-            workers=workers,
-            per_study=1,
-            executor=executor or _executor_for(objective),
-            on_outcome=on_outcome,
-        )
+        members = [member.definition for member in definition.members]
+        self._run(members, objective, workers=workers, per_study=1, executor=executor, on_outcome=on_outcome)
         return self.result(definition)
 
     def panda(
@@ -308,7 +309,7 @@ class StudyManager:
         ask_tell = self.ask_tell(name)
         objective = _objective_of_epochs(ask_tell.definition, None)
         checked = check_adjustment(objective, values)
-        ask_tell.adjust(number, checked, by=login() if by is None else by)
+        ask_tell.adjust(number, checked, by=by or login() or "hand")
 
     def lineage(self, name: str, number: int | None = None) -> list[Stretch]:
         """How a network of population-based training was trained: its hyperparameters by epoch, through all its trials.
@@ -344,11 +345,13 @@ class StudyManager:
         """
         return read_comparison(definition, self.load)
 
+    @patiently
     def studies(self, *, archived: bool = False) -> list[StudySummary]:
         """All studies, oldest first; archived ones only where asked for."""
         summaries = [_summary(study, self._storage) for study in self._storage.get_all_studies()]
         return [summary for summary in summaries if archived or not summary.archived]
 
+    @patiently
     def archive(self, name: str, *, undo: bool = False) -> None:
         """Take a study out of the list, or put it back. Studies are never deleted: SQLite would use their ids again.
 
@@ -365,18 +368,40 @@ class StudyManager:
         """
         return AskTell(self.open(name), self.definition(name), self._ledger)
 
+    def working(self, names: Sequence[str]) -> list[Working]:
+        """What workers do now in these studies, here and elsewhere: by trial, the oldest first."""
+        return Runs(self._ledger).working(names)
+
     @cached_property
     def _storage(self) -> BaseStorage:
         return cached(self._database)
 
-    def _create_all(
-        self, definitions: Sequence[StudyDefinition], objective: Objective | Function | None
-    ) -> list[str]:
+    def _run(
+        self,
+        definitions: Sequence[StudyDefinition],
+        objective: Objective | Function | None,
+        *,
+        workers: int,
+        per_study: int,
+        executor: Where | None,
+        on_outcome: Callable[[Outcome], None],
+    ) -> None:
+        if executor is None:  # what is given in Python, perhaps a closure, need not be picklable
+            executor = "processes" if objective is None else "threads"
+        find_executor(executor)
         for definition in definitions:  # all checks before the first study is there
             _check_runnable(definition, objective)
         for definition in definitions:
             self.create(definition)
-        return [definition.name for definition in definitions]
+        run_studies(
+            [definition.name for definition in definitions],
+            _OpenStudy(absolute(self.url), objective),
+            self._ledger,
+            workers=workers,
+            per_study=per_study,
+            executor=executor,
+            on_outcome=on_outcome,
+        )
 
     def _check_same(self, definition: StudyDefinition) -> None:
         try:
@@ -425,29 +450,33 @@ def _objective_of_epochs(definition: StudyDefinition, given: Objective | None) -
     return find_objective(definition.objective)
 
 
-def _executor_for(objective: Objective | Function | None) -> ExecutorName:
-    # what is given in Python, perhaps a closure, need not be picklable
-    return "processes" if objective is None else "threads"
-
-
-@dataclass
 class _OpenStudy:
-    """Opens studies in a worker, over one manager for them all; picklable as long as none is open."""
+    """Opens studies in a worker, over one manager for all of its process. What is open does not travel with it."""
 
-    url: str
-    objective: Objective | Function | None
-
-    def __post_init__(self) -> None:
+    def __init__(self, url: str, objective: Objective | Function | None) -> None:
+        self.url, self._objective = url, objective
         self._managers: dict[int, StudyManager] = {}
+        self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _OpenStudy, (self.url, self._objective)
+
+    @patiently  # a worker may start in the middle of a run, after another was lost
     def __call__(self, name: str) -> tuple[AskTell, Objective | Function]:
-        if os.getpid() not in self._managers:
-            self._managers[os.getpid()] = StudyManager(self.url)
-        ask_tell = self._managers[os.getpid()].ask_tell(name)
-        if self.objective is not None:
-            return ask_tell, self.objective
+        with self._lock:
+            manager = self._managers.get(os.getpid())  # after a fork, one's own
+            if manager is None:
+                manager = self._managers[os.getpid()] = StudyManager(self.url)
+        ask_tell = manager.ask_tell(name)
+        if self._objective is not None:
+            return ask_tell, self._objective
         assert ask_tell.definition.objective is not None
         return ask_tell, find_objective(ask_tell.definition.objective)
+
+    def close(self) -> None:
+        """Close what was opened in this process."""
+        if manager := self._managers.get(os.getpid()):
+            manager.close()
 
 
 def _summary(study: Any, storage: BaseStorage) -> StudySummary:

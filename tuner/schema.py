@@ -11,6 +11,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from filelock import FileLock, Timeout
 from sqlalchemy.engine import URL, make_url
 
 from tuner.errors import StorageError
-from tuner.storage import BUSY_SECONDS, Database, reason, safe_url
+from tuner.storage import BUSY_SECONDS, Database, explain, safe_url
 from tuner.tables import metadata
 
-__all__ = ["HEAD", "exists", "open_storage", "upgrade"]
+__all__ = ["HEAD", "VERSIONS", "StorageInfo", "absolute", "exists", "info", "open_storage", "upgrade"]
 
 HEAD = "0002"
 """The version of `tuner.tables`."""
@@ -73,7 +74,7 @@ def upgrade(url: str) -> tuple[str | None, str]:
         before = _version(parsed)
         if before is not None and before not in VERSIONS:
             raise StorageError(
-                f"{safe_url(url)} is newer ({before}) than this program ({HEAD}); upgrade that"
+                f"{safe_url(url)} is newer ({before}) than this program ({HEAD}); upgrade this program"
             )
         if before is None:
             _create(parsed)
@@ -89,6 +90,42 @@ def upgrade(url: str) -> tuple[str | None, str]:
         return before, HEAD
 
 
+@dataclass(frozen=True, slots=True)
+class StorageInfo:
+    """What is known of a database without opening it for use. Versions are None where there are no such tables."""
+
+    url: str
+    """Without its password."""
+    kind: str
+    version: str | None
+    """Of our tables; `HEAD` is what this program needs."""
+    optunas_version: str | None
+    studies: int
+
+
+def info(url: str) -> StorageInfo:
+    """Look at the database at `url`, of whatever version its tables are. Nothing is made or changed.
+
+    Raises:
+        StorageError: it cannot be looked at.
+    """
+    parsed = _parse(url)
+    name = safe_url(_text(parsed))
+    with _explained(name):
+        version, optunas, studies = _version(parsed), None, 0
+        engine = sa.create_engine(parsed)
+        try:
+            with engine.connect() as connection:
+                there = set(sa.inspect(connection).get_table_names())
+                if OPTUNAS_VERSION_TABLE in there:
+                    optunas = _stamp(connection, OPTUNAS_VERSION_TABLE)
+                if "studies" in there:
+                    studies = connection.scalar(sa.text("SELECT COUNT(*) FROM studies")) or 0
+        finally:
+            engine.dispose()
+    return StorageInfo(name, parsed.get_backend_name(), version, optunas, studies)
+
+
 def exists(url: str) -> bool:
     """Whether there is anything to open; of a server one only knows by asking it, so True.
 
@@ -97,6 +134,18 @@ def exists(url: str) -> bool:
     """
     parsed = _parse(url)
     return parsed.get_backend_name() != "sqlite" or _file(parsed).exists()
+
+
+def absolute(url: str) -> str:
+    """The URL as it reads in any folder of this machine: the path of an SQLite file is made absolute.
+
+    Raises:
+        StorageError: `url` is no URL of a database.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite" and not (parsed.database or "").startswith("file:"):
+        parsed = parsed.set(database=str(_file(parsed).resolve()))
+    return _text(parsed)
 
 
 def _parse(url: str) -> URL:
@@ -132,10 +181,8 @@ def _explained(name: str) -> Iterator[None]:
             f"cannot open {name}: its driver is not installed ({error}); "
             "for PostgreSQL: pip install 'tuner[postgresql]'"
         ) from None
-    except optuna.exceptions.StorageInternalError as error:
-        raise StorageError(f"cannot open {name}: {reason(error.__cause__ or error)}") from error
-    except sa.exc.SQLAlchemyError as error:
-        raise StorageError(f"cannot open {name}: {reason(error)}") from error
+    except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError) as error:
+        raise explain(name, error, "cannot open {}") from error
     except (OSError, Timeout) as error:
         raise StorageError(f"cannot open {name}: {error}") from error
     except RuntimeError as error:  # Optuna's word for a schema of another version

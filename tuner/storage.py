@@ -12,12 +12,14 @@ import functools
 import json
 import math
 import sqlite3
+import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import optuna
 import sqlalchemy as sa
@@ -42,6 +44,7 @@ __all__ = [
     "Database",
     "Mode",
     "cached",
+    "explain",
     "patiently",
     "safe_url",
 ]
@@ -49,7 +52,13 @@ __all__ = [
 DEFAULT_URL = "sqlite:///tuner.db"
 
 BUSY_SECONDS = 30.0
-"""How long a statement may wait for another's lock, or take, before it fails."""
+"""How long a statement may wait for another's lock before it fails; on a server it may take twice as long."""
+
+QUICK_SECONDS = 0.1
+"""How long a writer looks again and again whether SQLite is free, rather than go to sleep."""
+
+IDLE_SECONDS = 2.0
+"""A server's connection that was not used for so long is tried before it is used again."""
 
 PATIENCE = 60.0
 """For how many seconds what failed for want of a database is tried again."""
@@ -80,6 +89,7 @@ _LAST_NUMBER = (
     .limit(1)
 )
 _NEW_TRIAL = sa.insert(_TRIALS).returning(_TRIALS.c.trial_id)
+_NEW_PARAMS, _NEW_VALUES = sa.insert(_PARAMS), sa.insert(_VALUES)
 _END_TRIAL = (
     sa.update(_TRIALS)
     .where(
@@ -126,8 +136,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def patiently(method: Callable[P, R]) -> Callable[P, R]:
-    """Let a method try again while the database does not answer, for `PATIENCE` seconds, ever more slowly.
+class _OfDatabase(Protocol):
+    @property
+    def url(self) -> str: ...
+
+
+D = TypeVar("D", bound=_OfDatabase)
+
+_trying = ContextVar("_trying", default=False)
+"""Whether a caller tries again already: then what it calls need not."""
+
+
+def patiently(method: Callable[Concatenate[D, P], R]) -> Callable[Concatenate[D, P], R]:
+    """Let a method try again while its database does not answer, for `PATIENCE` seconds, ever more slowly.
 
     Only for what may be done twice: a transaction whose end was not heard of may have been carried out.
 
@@ -135,16 +156,27 @@ def patiently(method: Callable[P, R]) -> Callable[P, R]:
         StorageUnavailableError: it still does not answer; the text says for how long that was tried, and its reason.
     """
 
-    @functools.wraps(method)
-    def trying(*args: P.args, **kwargs: P.kwargs) -> R:
+    def once(self: D, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            result: R = _retrying()(_explaining, method, *args, **kwargs)
+            return method(self, *args, **kwargs)
+        except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError) as error:
+            raise explain(self.url, error) from error  # out of Optuna's own methods
+
+    @functools.wraps(method)
+    def trying(self: D, *args: P.args, **kwargs: P.kwargs) -> R:
+        if _trying.get():
+            return once(self, *args, **kwargs)
+        token = _trying.set(True)
+        try:
+            result: R = _retrying()(once, self, *args, **kwargs)
         except tenacity.RetryError as failed:
             error = failed.last_attempt.exception()
             raise StorageUnavailableError(f"{error} (tried again for {PATIENCE:.0f} s)") from error
+        finally:
+            _trying.reset(token)
         return result
 
-    return trying
+    return cast("Callable[Concatenate[D, P], R]", trying)
 
 
 def _retrying() -> tenacity.Retrying:
@@ -155,16 +187,6 @@ def _retrying() -> tenacity.Retrying:
     )
 
 
-def _explaining(method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a method; what Optuna's own ones raise, in our words."""
-    try:
-        return method(*args, **kwargs)
-    except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError) as error:
-        cause = _cause(error)
-        kind = StorageUnavailableError if _is_transient(cause) else StorageError
-        raise kind(f"the database failed: {reason(cause)}") from error
-
-
 class SqliteConnection(sqlite3.Connection):
     """A connection with our PRAGMAs; as a class, because event listeners do not survive pickling."""
 
@@ -172,6 +194,23 @@ class SqliteConnection(sqlite3.Connection):
         super().__init__(*args, **kwargs)
         self.execute("PRAGMA journal_mode = WAL")  # readers, such as the dashboard, do not block writers
         self.execute("PRAGMA foreign_keys = ON")
+
+    def begins_soon(self) -> bool:
+        """Begin a transaction with the write lock; False if another has held that for `QUICK_SECONDS`."""
+        self.execute("PRAGMA busy_timeout = 0")
+        try:
+            until = time.monotonic() + QUICK_SECONDS
+            while time.monotonic() < until:
+                try:
+                    self.execute("BEGIN IMMEDIATE")
+                    return True
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                        return False  # another try says why
+                    time.sleep(0.0003)
+            return False
+        finally:
+            self.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
 
 
 class Database(RDBStorage):
@@ -206,6 +245,9 @@ class Database(RDBStorage):
             sa.event.listen(self.engine, "connect", _leave_transactions_to_us)
             sa.event.listen(self.engine, "begin", _begin)
             self.engine.dispose()  # connections made before know nothing of this
+        else:
+            sa.event.listen(self.engine, "checkin", _note_return)
+            sa.event.listen(self.engine, "checkout", functools.partial(_try_idle, self.engine.dialect))
 
     def close(self) -> None:
         """Close all connections. Those of other threads close when their threads end."""
@@ -227,13 +269,7 @@ class Database(RDBStorage):
                     session.execute(sa.text("SET LOCAL synchronous_commit = off"))
                 yield session
         except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError) as error:
-            raise self.explain(error) from error
-
-    def explain(self, error: BaseException) -> StorageError:
-        """The same in words: which database, and its own reason."""
-        cause = _cause(error)
-        kind = StorageUnavailableError if _is_transient(cause) else StorageError
-        return kind(f"{safe_url(self.url)} failed: {reason(cause)}")
+            raise explain(self.url, error) from error
 
     def create_study(
         self, session: Session, name: str, direction: StudyDirection, user_attrs: Mapping[str, Any]
@@ -320,7 +356,7 @@ class Database(RDBStorage):
             for name, value in params.items()
         ]
         if rows:
-            session.execute(sa.insert(_PARAMS), rows)
+            session.execute(_NEW_PARAMS, rows)
 
     def set_attrs(self, session: Session, table: sa.Table, trial_id: int, attrs: Mapping[str, Any]) -> None:
         """Set `USER_ATTRS` or `SYSTEM_ATTRS` of a trial, replacing those of the same keys."""
@@ -369,7 +405,7 @@ class Database(RDBStorage):
         for objective, value in enumerate(values or ()):
             stored, kind = models.TrialValueModel.value_to_stored_repr(value)
             row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
-            session.execute(sa.insert(_VALUES).values(row))
+            session.execute(_NEW_VALUES, row)
         return True
 
     def _get_trials(
@@ -407,6 +443,13 @@ def safe_url(url: str) -> str:
         return url
 
 
+def explain(url: str, error: BaseException, what: str = "{} failed") -> StorageError:
+    """An error of Optuna's or SQLAlchemy's in words: which database, and its own reason."""
+    cause = _cause(error)
+    kind = StorageUnavailableError if _is_transient(cause) else StorageError
+    return kind(f"{what.format(safe_url(url))}: {reason(cause)}")
+
+
 def reason(error: BaseException) -> str:
     """A database's own reason in one line, with what to do about it where that is known."""
     text = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
@@ -421,10 +464,17 @@ _ADVICE = {
     "No space left on device": "make room, then run the same command again: nothing that was told is lost",
     "attempt to write a readonly database": "the file or its folder may not be written to",
     "unable to open database file": "the file or its folder may not be read or written to",
-    "database is locked": f"another process kept it locked for {BUSY_SECONDS:.0f} s",
+    "database is locked": "another process keeps it locked; end that, then run the same command again",
+    "lock timeout": "another transaction keeps it locked; end that, then run the same command again",
+    "statement timeout": f"it took longer than {2 * BUSY_SECONDS:.0f} s; is the server overloaded?",
+    "No such file or directory": "is the server running, and the URL's host right?",
+    "Connection refused": "is the server running, and the URL's host and port right?",
+    "could not translate host name": "is the URL's host right?",
     "file is not a database": "it is some other kind of file",
     "disk I/O error": "the disk fails, or the file lies on a network drive, where SQLite does not work",
     "password authentication failed": "the URL's user or password is wrong",
+    'role "': "make the user with: createuser NAME",
+    '" does not exist': "make it with: createdb NAME",
     "no password supplied": "put the password into the URL or into ~/.pgpass",
     "remaining connection slots": "too many workers for the server's max_connections",
     "too many clients": "too many workers for the server's max_connections",
@@ -467,7 +517,7 @@ def _engine_settings(url: str) -> dict[str, Any]:
         return {"pool_pre_ping": True}
     milliseconds = int(BUSY_SECONDS * 1000)
     limits = {
-        "statement_timeout": milliseconds,
+        "statement_timeout": 2 * milliseconds,  # the longer one, as it counts the waiting for locks too
         "lock_timeout": milliseconds,
         "idle_in_transaction_session_timeout": milliseconds,
     }
@@ -490,6 +540,23 @@ def _leave_transactions_to_us(connection: sqlite3.Connection, _record: Any) -> N
     connection.isolation_level = None
 
 
+def _note_return(_connection: Any, record: Any) -> None:
+    record.info["returned"] = time.monotonic()
+
+
+def _try_idle(dialect: sa.Dialect, connection: Any, record: Any, _proxy: Any) -> None:
+    """See whether a connection that lay idle still lives; the pool makes a new one otherwise.
+
+    The pool could do that at every use, but then each of the ledger's short transactions would wait for it.
+    """
+    if time.monotonic() - record.info.get("returned", math.inf) < IDLE_SECONDS:
+        return
+    try:
+        dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error as error:
+        raise sa.exc.DisconnectionError from error
+
+
 def _begin(connection: sa.Connection) -> None:
     mode = connection.get_execution_options().get(_MODE, Mode.DURABLE)
     if mode is Mode.READ:
@@ -500,7 +567,12 @@ def _begin(connection: sa.Connection) -> None:
     if connection.info.get("synchronous") != synchronous:
         connection.exec_driver_sql(f"PRAGMA synchronous = {synchronous}")
         connection.info["synchronous"] = synchronous
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    # SQLite itself sleeps for longer and longer between its attempts, up to 0.1 s, which costs workers that report
+    # often more than their writing does: so look again at once, and leave only long waits to it
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, SqliteConnection)
+    if not driver.begins_soon():
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _upsert(insert: Any) -> Any:

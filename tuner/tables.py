@@ -5,7 +5,7 @@ that a database that was upgraded and one that was made anew are the same.
 
 Rows end with their study or trial where the database sees to it (PostgreSQL; SQLite through our connections). A stock
 optuna-dashboard that deletes a study in SQLite leaves them behind, and SQLite gives the ids away again: so every key
-begins with the study's id, and a new study begins by forgetting what has its id.
+of what belongs to a study begins with its id, and a new study begins by forgetting what has its id.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from optuna.storages._rdb import models
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["CheckpointRow", "CommandRow", "LeaseRow", "SpentRow", "metadata"]
+__all__ = ["CheckpointRow", "CommandRow", "LeaseRow", "RunRow", "SpentRow", "metadata"]
 
 Seconds = sa.Float(53)
 """Seconds since 1970 by the database's clock, or a duration; 53 bits, as `REAL` has only 24 in PostgreSQL."""
@@ -121,3 +121,12 @@ class CheckpointRow(Base):
     trial_id: Mapped[int] = _trial()
     epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     data: Mapped[bytes] = mapped_column(sa.LargeBinary)
+
+
+class RunRow(Base):
+    """A run of studies, for as long as it goes on: its workers look here, wherever they are, and stop with it."""
+
+    __tablename__ = "tuner_runs"
+
+    run_id: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(sa.String(255))

@@ -45,7 +45,12 @@ class TrainingError(Exception):
         """What is kept of it on the trial."""
         if not self.is_error:
             return {"failure": self.failure}
-        return {"failure": self.failure, "traceback": "".join(traceback.format_exception(self.cause))}
+        kind = type(self.cause).__name__
+        return {
+            "failure": self.failure,
+            "error_type": kind,
+            "traceback": "".join(traceback.format_exception(self.cause)),
+        }
 
 
 class Training:

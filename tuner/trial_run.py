@@ -1,16 +1,15 @@
 """Drive one trial: ask, train, report after each epoch, stop where told to, tell.
 
-What an objective raises is recorded on its trial (`failure`, `traceback` in its attributes) and reported in the
-outcome; it never ends the study by itself.
+What an objective raises is recorded on its trial (`failure`, `error_type`, `traceback` in its attributes) and reported
+in the outcome; it never ends the study by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,10 +20,12 @@ from objectives.epoch import Diverged, Epoch, Objective
 from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
 from tuner.errors import DefinitionError, LeaseLostError, StorageError, TunerError
+from tuner.heartbeat import heartbeat
 from tuner.population import CheckpointGoneError, Task, drop_old_checkpoints, plan
+from tuner.storage import explain
 from tuner.training import TrainingError
 
-__all__ = ["Function", "Outcome", "closing_attrs", "heartbeat", "run_trial"]
+__all__ = ["Function", "Outcome", "closing_attrs", "run_trial"]
 
 Function: TypeAlias = Callable[[optuna.Trial], float]
 """A plain Optuna objective: suggests, trains, reports if it likes, returns the value."""
@@ -75,7 +76,7 @@ def run_trial(
         on_begin(lease)
         return _run_leased(ask_tell, lease, objective, stopping, on_epoch)
     except optuna.exceptions.StorageInternalError as error:
-        raise ask_tell.ledger.database.explain(error) from error
+        raise explain(ask_tell.url, error) from error
 
 
 def _run_leased(
@@ -305,26 +306,3 @@ def closing_attrs(lease: Lease, last: Epoch | None, seconds: float, **more: Any)
     spent = {"epochs": len(lease.values), "training_seconds": round(seconds, 3)}
     attempts = {"attempts": lease.attempt} if lease.attempt > 1 else {}
     return {**metrics, **spent, **attempts, **more}
-
-
-@contextlib.contextmanager
-def heartbeat(ask_tell: AskTell, lease: Lease) -> Iterator[None]:
-    """Renew the lease three times in its life, from a thread, for as long as the training takes."""
-    done = threading.Event()
-
-    def beat() -> None:
-        while not done.wait(ask_tell.ledger.lease_seconds / 3):
-            try:
-                ask_tell.heartbeat(lease)
-            except LeaseLostError:
-                return  # the next report or tell says so
-            except StorageError:
-                continue  # the database may be back before the lease runs out
-
-    thread = threading.Thread(target=beat, name=f"heartbeat of trial {lease.number}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

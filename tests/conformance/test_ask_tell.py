@@ -467,6 +467,25 @@ def test_a_heartbeat_keeps_the_lease_through_a_long_epoch(sqlite_url: str) -> No
     assert must(stolen[0]).number == 1  # a new trial, not the slow one
 
 
+def test_a_heartbeat_ends_the_leases_of_lost_workers_too(sqlite_url: str) -> None:
+    ask_tell = begin(sqlite_url)
+    lost = must(ask_tell.ask("of a worker that is silent"))
+    worker = StudyManager(sqlite_url).ask_tell("s")
+    worker.ledger.lease_seconds = 0.3
+
+    def patient(trial: optuna.Trial) -> float:
+        expire(ask_tell)
+        until = time.monotonic() + 20.0
+        while ask_tell.study.trials[lost.number].state is TrialState.RUNNING and time.monotonic() < until:
+            time.sleep(0.05)
+        return 1.0
+
+    outcome = run_trial(worker, patient, params={"units": 5})  # a new trial, not the lost one
+    assert outcome is not None
+    assert outcome.number == 1
+    assert ask_tell.study.trials[lost.number].state is TrialState.WAITING
+
+
 def test_the_pruner_sees_trials_that_end_meanwhile(sqlite_url: str) -> None:
     ask_tell = begin(sqlite_url, pruner={"name": "median", "startup_trials": 1})
     other = StudyManager(sqlite_url).ask_tell("s")

@@ -29,9 +29,10 @@ from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError, Adjustm
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, LeaseLostError, TunerError
+from tuner.heartbeat import heartbeat
 from tuner.population import require_whole_trainings
 from tuner.training import TrainingError, planned_epochs
-from tuner.trial_run import closing_attrs, heartbeat
+from tuner.trial_run import closing_attrs
 
 __all__ = ["Event", "Session", "replay"]
 

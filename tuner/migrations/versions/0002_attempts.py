@@ -1,4 +1,4 @@
-"""Leases keep their history: request ids, endings, what was told; commands to running trials; checkpoints.
+"""Leases keep their history: request ids, endings, what was told; commands to running trials; checkpoints; runs.
 
 SQLite cannot add a foreign key to a table that is there, so both tables are made anew and filled from the old ones.
 Rows whose study or trial is gone are left behind.
@@ -90,6 +90,11 @@ def upgrade() -> None:
         _trial(),
         sa.Column("epoch", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("data", sa.LargeBinary, nullable=False),
+    )
+    op.create_table(
+        "tuner_runs",
+        sa.Column("run_id", sa.String(32), primary_key=True),
+        sa.Column("owner", sa.String(255), nullable=False),
     )
     op.execute(
         "INSERT INTO tuner_spent (study_id, trials, ended, epochs, seconds) "

@@ -1,0 +1,78 @@
+"""What a person sees of a run: in a terminal, and in a pipe."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+from rich.console import Console
+
+import tuner.progress
+from tuner import StudyDefinition
+from tuner.progress import RunDisplay, fit
+from tuner.runs import Working
+from tuner.trial_run import Outcome
+
+
+def definition(name: str) -> StudyDefinition:
+    return StudyDefinition.parse({"name": name, "budget": {"trials": 4}})
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> str:
+    """All that was written in a run of two arms, three trials ended and two running."""
+    monkeypatch.setattr(tuner.progress, "TERMINAL_SECONDS", 0.01)
+    monkeypatch.setattr(tuner.progress, "PLAIN_SECONDS", 0.01)
+    asked: list[Sequence[str]] = []
+
+    def working(names: Sequence[str]) -> list[Working]:
+        asked.append(names)
+        return [Working("s.tpe", 12, 7), Working("s.grid", 3, 0)]
+
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=100, emoji=False)
+    members = [("tpe", definition("s.tpe")), ("grid", definition("s.grid"))]
+    with RunDisplay(console, members, [], working) as display:
+        display.on_outcome(Outcome("s.tpe", 0, TrialState.COMPLETE, value=0.5))
+        display.on_outcome(Outcome("s.tpe", 1, TrialState.COMPLETE, value=0.25))
+        display.on_outcome(Outcome("s.tpe", 2, None))  # given back: no end
+        display.on_outcome(Outcome("s.grid", 0, TrialState.FAIL, failure="OSError: [disk]", is_error=True))
+        logging.getLogger("tuner.runs").warning("a trial is left to %s", "another")
+        while len(asked) < 3:
+            time.sleep(0.01)
+        time.sleep(0.2 if terminal else 0.0)  # the terminal is drawn ten times a second
+    assert set(asked[0]) == {"s.tpe", "s.grid"}
+    assert display.finished == 3
+    return file.getvalue()
+
+
+def test_a_pipe_gets_plain_lines_and_no_control_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(monkeypatch, terminal=False)
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert "s.grid trial 0 failed: OSError: [disk]" in text
+    assert "a trial is left to another" in text
+    assert "1 failed, 2 running: s.tpe #12 epoch 7, s.grid #3" in text
+    assert "2/4" in text
+    assert "best 0.25" in text
+
+
+def test_a_terminal_shows_what_each_worker_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(monkeypatch, terminal=True)
+    assert "2 running: s.tpe #12 epoch 7, s.grid #3" in text
+    assert "trials/s, 1 failed" in text
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=8), max_size=40), st.integers(10, 120))
+def test_the_line_of_workers_fits_and_tells_how_many_it_leaves_out(items: list[str], width: int) -> None:
+    line = fit("9 running", items, width)
+    assert len(line) <= width
+    if ": " in line:
+        listed, _, rest = line.removeprefix("9 running: ").partition(" … and ")
+        left_out = int(rest.split()[0]) if rest else 0
+        assert listed.split(", ") == items[: len(items) - left_out]

@@ -1,0 +1,185 @@
+"""How a run gets on, for a person who watches: a bar for each arm, the rate, and what each worker does.
+
+In a terminal the display is drawn in place. Anywhere else (a pipe, the log of a container) it is a plain line now and
+then, and the bars once at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self
+
+from optuna.trial import TrialState
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from tuner.definition import StudyDefinition
+from tuner.errors import TunerError
+from tuner.manager import StudySummary
+from tuner.runs import Working
+from tuner.trial_run import Outcome
+
+__all__ = ["RunDisplay", "fit"]
+
+TERMINAL_SECONDS = 1.0
+"""How often a terminal shows anew what the workers do."""
+
+PLAIN_SECONDS = 30.0
+"""How often anything else gets a line."""
+
+RATE_TRIALS = 100
+"""Over so many of the last trials the rate is taken."""
+
+
+class RunDisplay:
+    """Shows how studies get on while it is entered; `on_outcome` tells it of each trial's end.
+
+    Args:
+        console: where to show it.
+        members: the studies, each with the group whose bar it belongs to.
+        summaries: what is in the database already.
+        working: what workers do now in studies of these names; read in a thread of its own.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        members: Sequence[tuple[str, StudyDefinition]],
+        summaries: Sequence[StudySummary],
+        working: Callable[[Sequence[str]], Sequence[Working]],
+    ) -> None:
+        self._working = working
+        self._group_of = {definition.name: group for group, definition in members}
+        self._directions = {group: definition.direction for group, definition in members}
+        self._bars = _Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[best]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._tasks = {group: self._add_bar(group, members, summaries) for group in self._directions}
+        self._bests: dict[str, float] = {}
+        self._counts: Counter[str] = Counter()
+        self._ended: deque[float] = deque(maxlen=RATE_TRIALS)
+        self._notes = _Notes(self._bars)
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        logging.getLogger("tuner").addHandler(self._notes)
+        self._bars.start()
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watcher.join()
+        self._bars.footer = self._totals()
+        self._bars.stop()
+        logging.getLogger("tuner").removeHandler(self._notes)
+
+    @property
+    def finished(self) -> int:
+        """How many trials have ended, those of earlier runs included."""
+        return sum(int(task.completed) for task in self._bars.tasks)
+
+    def on_outcome(self, outcome: Outcome) -> None:
+        """A trial has ended."""
+        if outcome.state is None:
+            return
+        self._ended.append(time.monotonic())
+        self._counts[outcome.state.name] += 1
+        group = self._group_of[outcome.study]
+        if outcome.state is TrialState.COMPLETE and outcome.value is not None:
+            choose = min if self._directions[group] == "minimize" else max
+            self._bests[group] = choose(self._bests.get(group, outcome.value), outcome.value)
+        shown = f"best {self._bests[group]:.4g}" if group in self._bests else ""
+        self._bars.update(self._tasks[group], advance=1, best=shown)
+        if outcome.is_error:
+            self._bars.say(f"{outcome.study} trial {outcome.number} failed: {outcome.failure}")
+
+    def _add_bar(
+        self, group: str, members: Sequence[tuple[str, StudyDefinition]], summaries: Sequence[StudySummary]
+    ) -> TaskID:
+        mine = [definition for g, definition in members if g == group]
+        limits = [definition.trials for definition in mine]
+        total = None if None in limits else sum(limit or 0 for limit in limits)
+        ended = {summary.name: summary.finished for summary in summaries}
+        done = sum(ended.get(definition.name, 0) for definition in mine)
+        return self._bars.add_task(group, total=total, completed=done, best="")
+
+    def _watch(self) -> None:
+        """Show what the workers do until the run is over."""
+        is_terminal = self._bars.console.is_terminal
+        while not self._over.wait(TERMINAL_SECONDS if is_terminal else PLAIN_SECONDS):
+            try:
+                now = _describe(self._working(list(self._group_of)))
+            except TunerError:  # the run itself says so if the database is gone
+                continue
+            if is_terminal:
+                self._bars.footer = [*self._totals(), fit(*now, self._bars.console.width)]
+            else:
+                totals = [f"{self.finished} trials", *self._totals()]
+                self._bars.say(", ".join([*totals, fit(*now, 10_000)]))
+
+    def _totals(self) -> list[str]:
+        """Rate, pruned and failed in a line; nothing before the first trial has ended."""
+        parts = []
+        if len(self._ended) > 1 and self._ended[-1] > self._ended[0]:
+            parts.append(f"{(len(self._ended) - 1) / (self._ended[-1] - self._ended[0]):.3g} trials/s")
+        words = {"PRUNED": "pruned", "FAIL": "failed"}
+        parts += [f"{self._counts[state]} {word}" for state, word in words.items() if self._counts[state]]
+        return [", ".join(parts)] if parts else []
+
+
+class _Bars(Progress):
+    """Progress bars with lines of text below them."""
+
+    footer: Sequence[str] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for line in self.footer:
+            yield Text(line, style="dim", no_wrap=True, overflow="ellipsis")
+
+    def say(self, line: str) -> None:
+        """A line above the bars, as it is."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Notes(logging.Handler):
+    """What the library logs goes above the bars instead of through them."""
+
+    def __init__(self, bars: _Bars) -> None:
+        super().__init__(logging.WARNING)
+        self._bars = bars
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._bars.say(self.format(record))
+
+
+def _describe(working: Sequence[Working]) -> tuple[str, list[str]]:
+    """How many trials run, and each of them in words."""
+    trials = [f"{w.study} #{w.number}" + (f" epoch {w.epochs}" if w.epochs else "") for w in working]
+    return f"{len(trials)} running", trials
+
+
+def fit(head: str, items: Sequence[str], width: int) -> str:
+    """`head: item, item, … and 3 more`: as many items as a line of `width` characters holds.
+
+    Example:
+        >>> fit("3 running", ["a #1", "b #2", "c #3"], 28)
+        '3 running: a #1 … and 2 more'
+    """
+    for shown in range(len(items), 0, -1):
+        more = f" … and {len(items) - shown} more" if shown < len(items) else ""
+        if len(line := f"{head}: {', '.join(items[:shown])}{more}") <= width:
+            return line
+    return head

@@ -229,14 +229,15 @@ class TrainingObjective:
     def _cross_validate(self, full: dict[str, Any], seed: Seed, resume: bytes | None) -> Epochs:
         splits = self.splits(seed)
         together = Data(*(np.concatenate(pair) for pair in zip(splits.train, splits.dev, strict=True)))
-        done = [] if resume is None else [dict(metrics) for metrics in _load(resume, "folds")]
+        params = {name: full[name] for name in ADJUSTABLE}
+        done = [] if resume is None else _folds_done(resume, params)
         for number, (train, dev) in enumerate(folds(together, full["folds"], seed.study), start=1):
             if number > len(done):
                 done.append(self._fold_metrics(train, dev, full, seed, number))
-                _refuse((yield _fold_epoch(number, done[-1], done)))
+                _refuse((yield _fold_epoch(number, done[-1], done, params)))
         mean = {name: float(np.mean([metrics[name] for metrics in done])) for name in done[0]}
         mean["dev_loss_std"] = float(np.std([metrics["dev_loss"] for metrics in done], ddof=1))
-        yield _fold_epoch(len(done) + 1, mean, done)
+        yield _fold_epoch(len(done) + 1, mean, done, params)
 
     def _fold_metrics(
         self, train: Data, dev: Data, full: dict[str, Any], seed: Seed, fold: int
@@ -434,8 +435,20 @@ def _settings(full: Mapping[str, Any]) -> Settings:
     return Settings(**{name: full[name] for name in names}, schedule=schedule)
 
 
-def _fold_epoch(number: int, metrics: Mapping[str, float], done: list[dict[str, float]]) -> Epoch:
-    return Epoch(number, metrics["dev_loss"], dict(metrics), lambda: dump({"folds": done}))
+def _fold_epoch(
+    number: int, metrics: Mapping[str, float], done: list[dict[str, float]], params: Mapping[str, Any]
+) -> Epoch:
+    state = {"folds": {"done": done, "params": params}}
+    return Epoch(number, metrics["dev_loss"], dict(metrics), lambda: dump(state))
+
+
+def _folds_done(resume: bytes, params: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The metrics of the folds that a checkpoint holds; a mean over folds is that of one set of hyperparameters."""
+    state = _load(resume, "folds")
+    others = [name for name, value in params.items() if state["params"][name] != value]
+    if others:
+        raise ValueError(f"cross-validation cannot go on with another {', '.join(others)} than it began with")
+    return [dict(metrics) for metrics in state["done"]]
 
 
 def _refuse(adjustment: Adjustment | None) -> None:

@@ -386,6 +386,14 @@ def test_cross_validation_can_stop_between_folds_and_resume():
     assert resumed == whole[2:]
 
 
+def test_cross_validation_does_not_mix_hyperparameters():
+    checkpoint = next(wine.evaluate(CROSS_VALIDATION, seed=SEED)).checkpoint()
+    with pytest.raises(ValueError, match="cannot go on with another learning_rate, l2 than it began with"):
+        next(
+            wine.evaluate({**CROSS_VALIDATION, "learning_rate": 0.5, "l2": 0.1}, seed=SEED, resume=checkpoint)
+        )
+
+
 def test_optunas_wilcoxon_pruner_stops_between_folds():
     """A good trial, then a bad one: each fold is reported as a step, as `WilcoxonPruner` wants it."""
     with pytest.warns(optuna.exceptions.ExperimentalWarning):

@@ -161,9 +161,9 @@ class Generations:
         return [number for number in last.values() if not self._is_over(self.trials[number])]
 
     def _is_over(self, trial: FrozenTrial) -> bool:
-        if not trial.state.is_finished():
-            return False
-        return ENDED in trial.user_attrs or not self.donors(trial)
+        if ENDED in trial.user_attrs:
+            return True
+        return trial.state in (TrialState.FAIL, TrialState.PRUNED) and not self.donors(trial)
 
     def _continuable(self, generation: int) -> list[FrozenTrial]:
         ranked = self.ranked(generation)

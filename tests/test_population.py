@@ -323,23 +323,47 @@ def test_what_was_given_back_runs_again_from_the_same_network(url: str) -> None:
     assert told(StudyManager(url).open("w")) == expected
 
 
+KILLED = """
+import os, signal, sys
+from objectives.digits import digits_few
+from tuner import StudyManager
+from tuner.trial_run import run_trial
+
+left = int(sys.argv[2])
+
+def on_epoch(_):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+ask_tell = StudyManager(sys.argv[1]).ask_tell("p")
+while run_trial(ask_tell, digits_few, on_epoch=on_epoch):
+    pass
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    """The command is killed in the middle of several segments, and run again."""
-    whole = told(StudyManager(f"sqlite:///{tmp_path}/whole.db").run(digits_study()))
-    (tmp_path / "p.json").write_text(json.dumps(DIGITS))
+    """Its process is killed in the middle of a beginning, of a segment that goes on, and of one that copies."""
+    expected = StudyManager(f"sqlite:///{tmp_path}/whole.db").run(digits_study())
     url = f"sqlite:///{tmp_path}/killed.db"
-    command = [sys.executable, "-c", "from tuner.cli import main; main()", "run", str(tmp_path / "p.json")]
     manager = StudyManager(url)
     manager.create(digits_study())
-    for epochs in (3, 14, 27, 400):
-        process = subprocess.Popen([*command, "--storage", url, "--workers", "1"], stderr=subprocess.DEVNULL)
-        while process.poll() is None and manager.ask_tell("p").spent().epochs < epochs:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert told(manager.open("p")) == whole
-    assert any(t.user_attrs.get("attempts", 1) > 1 for t in manager.open("p").trials)
+    whole = expected.get_trials(deepcopy=False)
+    copying = next(t.number for t in whole if segment(t).changes)
+    going_on = next(t.number for t in whole if segment(t).parent is not None and not segment(t).changes)
+    killed = sorted({1, going_on, copying, 15})
+    begun = 0
+    for number in killed:
+        epochs = 2 * (number - begun) + 1  # after the first of the trial's two
+        done = subprocess.run([sys.executable, "-c", KILLED, url, str(epochs)], check=False)
+        assert done.returncode == -signal.SIGKILL
+        begun = number
+    study = manager.run(digits_study())
+    assert told(study) == told(expected)
+    attempts = {t.number: t.user_attrs.get("attempts", 1) for t in study.get_trials(deepcopy=False)}
+    assert {number for number, count in attempts.items() if count > 1} == set(killed)
 
 
 # a small objective --------------------------------------------------------------------------------------------

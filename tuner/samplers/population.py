@@ -220,6 +220,7 @@ class PopulationSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """All parameters of the trial that is continued; nothing in generation 1."""
+        self._raise_error_if_multi_objective(study)
         parent = self._parent(study, trial)[1]
         return {} if parent is None else dict(parent.distributions)
 

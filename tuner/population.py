@@ -122,10 +122,12 @@ def plan(ask_tell: AskTell, lease: Lease, objective: Objective) -> Task:
         CheckpointGoneError: it continues a trial whose checkpoint is gone.
     """
     definition, sampler = ask_tell.definition, ask_tell.definition.sampler
+    whole = Task(Seed(definition.seed, lease.number))
     if not isinstance(sampler, PopulationSettings):
-        return Task(Seed(definition.seed, lease.number))
+        return whole
     segment = segment_of(ask_tell.study._storage.get_trial(lease.trial_id).system_attrs)
-    assert segment is not None  # the sampler gives one to every trial
+    if segment is None:  # added by hand, past the sampler
+        return whole
     epoch, checkpoint = 0, None
     if segment.parent is not None:
         found = ask_tell.checkpoint(segment.parent)

@@ -99,7 +99,7 @@ class Runs:
         lease runs out or its process is gone (it is to run again: its study is returned at once), or until the lease is
         renewed: then its owner lives and keeps it. So this takes no longer than a lease lasts.
         """
-        ids = {name: self._ledger.database.get_study_id_from_name(name) for name in studies}
+        ids = self._study_ids(studies)
         before: dict[int, HeldLease] = {}
         living: set[int] = set()
         for polls in count():
@@ -117,6 +117,10 @@ class Runs:
             before = {row.trial_id: row for _, row in leased}
             sleep(POLL_SECONDS)
         raise AssertionError
+
+    @patiently
+    def _study_ids(self, studies: Sequence[str]) -> dict[str, int]:
+        return {name: self._ledger.database.get_study_id_from_name(name) for name in studies}
 
     @patiently
     def _leased(self, ids: dict[str, int]) -> list[tuple[str, HeldLease]]:

@@ -57,6 +57,9 @@ BUSY_SECONDS = 30.0
 QUICK_SECONDS = 0.1
 """How long a writer looks again and again whether SQLite is free, rather than go to sleep."""
 
+IDLE_SECONDS = 2.0
+"""A server's connection that was not used for so long is tried before it is used again."""
+
 PATIENCE = 60.0
 """For how many seconds what failed for want of a database is tried again."""
 
@@ -242,6 +245,9 @@ class Database(RDBStorage):
             sa.event.listen(self.engine, "connect", _leave_transactions_to_us)
             sa.event.listen(self.engine, "begin", _begin)
             self.engine.dispose()  # connections made before know nothing of this
+        else:
+            sa.event.listen(self.engine, "checkin", _note_return)
+            sa.event.listen(self.engine, "checkout", functools.partial(_try_idle, self.engine.dialect))
 
     def close(self) -> None:
         """Close all connections. Those of other threads close when their threads end."""
@@ -532,6 +538,23 @@ def _engine_settings(url: str) -> dict[str, Any]:
 
 def _leave_transactions_to_us(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None
+
+
+def _note_return(_connection: Any, record: Any) -> None:
+    record.info["returned"] = time.monotonic()
+
+
+def _try_idle(dialect: sa.Dialect, connection: Any, record: Any, _proxy: Any) -> None:
+    """See whether a connection that lay idle still lives; the pool makes a new one otherwise.
+
+    The pool could do that at every use, but then each of the ledger's short transactions would wait for it.
+    """
+    if time.monotonic() - record.info.get("returned", math.inf) < IDLE_SECONDS:
+        return
+    try:
+        dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error as error:
+        raise sa.exc.DisconnectionError from error
 
 
 def _begin(connection: sa.Connection) -> None:

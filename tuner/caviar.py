@@ -208,6 +208,8 @@ class _Pools:
     open_pool: OpenPool
     on_outcome: Callable[[Outcome], None]
     _lost: int = 0
+    _has_started: bool = False
+    """Whether there ever was a worker: later ones that die before they begin were killed, and could start."""
     _tasks: Iterator[int] = field(default_factory=count)
 
     def run(self, turns: _Turns, workers: int) -> None:
@@ -237,11 +239,12 @@ class _Pools:
                         return
                     for future in _next_done(pool, greeting, running):
                         ended += self._take(turns, running[future], future)
+                        self._has_started = True
                         del running[future]
             except BrokenExecutor as error:
                 if not pool.is_renewable:
                     raise TunerError(f"the executor broke: {error} {GOES_ON}") from None
-                if greeting.exception() is not None:
+                if not self._has_started and greeting.exception() is not None:
                     raise TunerError(CANNOT_START) from None
                 raise _PoolBrokenError(list(running.values())) from None
             except BaseException:

@@ -190,7 +190,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize(
         trials=st.none() | st.integers(1, 6),
-        epochs=st.none() | st.integers(1, 12),
+        epochs=st.none() | st.integers(1, 5),
         seconds=st.none() | st.just(6.0),
     )
     def begin(self, trials: int | None, epochs: int | None, seconds: float | None) -> None:
@@ -276,6 +276,20 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.handles:
             _, held = self.handle(which)
             self.report(who, which, {max(held.trial.reports, default=0) + epoch: value}, seconds)
+
+    @rule(who=ANY)
+    def ask_for_anything(self, who: int) -> None:
+        """As `ask`, more often."""
+        self.ask(who, None, None)
+
+    @rule(who=ANY, which=ANY, value=VALUES)
+    def use_the_budget_up(self, who: int, which: int, value: float) -> None:
+        """Report one epoch more than the budget has room for."""
+        if self.handles and self.model.budget.epochs is not None:
+            _, held = self.handle(which)
+            first = max(held.trial.reports, default=0) + 1
+            last = first + self.model.budget.epochs - self.model.epochs
+            self.report(who, which, dict.fromkeys(range(first, last + 1), value), 0.25)
 
     @rule(who=ANY, which=ANY)
     def heartbeat(self, who: int, which: int) -> None:

@@ -103,6 +103,61 @@ def test_the_budget_of_epochs_is_exact_over_trials_that_run_at_once(url: str) ->
     assert sum(len(trial.intermediate_values) for trial in ask_tell.study.trials) == 5
 
 
+def test_a_trial_that_reported_nothing_counts_only_where_the_budget_has_room(url: str) -> None:
+    ask_tell = begin(url, budget={"epochs": 2})
+    first, second, third = (must(ask_tell.ask()) for _ in range(3))
+    ask_tell.tell(first, TrialState.COMPLETE, 1.0)
+    ask_tell.rewind(second, 0)
+    ask_tell.report(second, 1, 1.0)
+    ask_tell.rewind(second, 0)
+    assert ask_tell.report(third, 1, 1.0).answer is Answer.STOP
+    for lease in (second, third):
+        ask_tell.tell(lease, TrialState.PRUNED, None)
+    assert ask_tell.spent() == Spent(trials=3, ended=3, epochs=2)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
+def test_seconds_that_are_none_are_refused(url: str, seconds: float) -> None:
+    ask_tell = begin(url)
+    lease = must(ask_tell.ask())
+    for action in (
+        lambda: ask_tell.report(lease, 1, 1.0, seconds=seconds),
+        lambda: ask_tell.tell(lease, TrialState.COMPLETE, 1.0, seconds=seconds),
+    ):
+        with pytest.raises(ValueError, match="seconds must be finite"):
+            action()
+    assert ask_tell.spent() == Spent(trials=1)
+
+
+def test_who_is_heard_of_again_keeps_the_trial_and_its_books(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_tell = begin(url, budget={"epochs": 9})
+    slow = must(ask_tell.ask())
+    expire(ask_tell)
+    other = StudyManager(url).ask_tell("s")
+    end_lost = other._end_lost
+
+    def after_a_report(lost: Any) -> int:
+        ask_tell.report(slow, 1, 0.5)  # just between another's look and its deed
+        return end_lost(lost)
+
+    monkeypatch.setattr(other, "_end_lost", after_a_report)
+    assert must(other.ask()).number == 1
+    ask_tell.tell(slow, TrialState.COMPLETE, 0.5)
+    assert ask_tell.spent() == Spent(trials=2, ended=1, epochs=1)
+
+
+def test_a_release_may_be_repeated(url: str) -> None:
+    ask_tell = begin(url)
+    lease = must(ask_tell.ask())
+    for _ in range(2):
+        ask_tell.release(lease)
+    assert must(ask_tell.ask()).number == 0
+    ask_tell.release(lease)  # an answer that was heard late
+    assert len(ask_tell.open_leases()) == 1
+
+
 def test_the_budget_of_seconds_ends_asks_and_running_trials(url: str) -> None:
     ask_tell = begin(url, budget={"seconds": 10.0})
     lease = must(ask_tell.ask())

@@ -131,9 +131,9 @@ def test_no_attempt_is_held_against_trials_that_ran_beside_a_killed_worker(tmp_p
 
 
 START_SCRIPT = """
-import multiprocessing, os, signal
+import os, signal
 from pathlib import Path
-if multiprocessing.parent_process() is not None:  # a worker process imports this before it greets
+if __name__ == "__mp_main__":  # a worker process imports this before it greets
     dead = len(list(Path().glob("born-dead-*")))
     if dead < DEATHS:
         Path(f"born-dead-{dead}").touch()

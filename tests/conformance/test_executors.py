@@ -184,6 +184,28 @@ def test_ctrl_c_in_the_midst_of_waiting_gives_running_trials_back(sqlite_url: st
         assert manager.ask_tell("s").open_leases() == []
 
 
+def test_a_task_is_known_though_ctrl_c_comes_while_it_is_submitted(sqlite_url: str) -> None:
+    class Pressed(ThreadPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            submitted.append(super().submit(fn, *args, **kwargs))
+            if args:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+            return submitted[-1]
+
+    submitted: list[Future[Any]] = []
+    before = signal.getsignal(signal.SIGINT)
+    with Pressed(2) as executor, StudyManager(sqlite_url) as manager:
+        with pytest.raises(KeyboardInterrupt):
+            manager.run(slope(fixed={"epochs": 3, "sleep": 1.0}), Slope(), workers=2, executor=executor)
+        assert [future.done() for future in submitted] == [
+            True,
+            True,
+        ]  # the greeting, and a trial that was given back
+        assert [t.state for t in manager.load("s").trials] == [TrialState.WAITING]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 LONG_EPOCHS = """
 import time
 from objectives.epoch import Epoch, Hyperparameter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,29 +36,136 @@ if __name__ == "__main__":
         "name": "d", "objective": "deadly", "budget": {"trials": 6},
         "space": {"x": {"low": 0, "high": 1}}, "sampler": {"name": "grid", "levels": levels},
     })
+    told = []
     with StudyManager("sqlite:///d.db") as manager:
-        for trial in manager.run(definition, workers=2).trials:
+        for trial in manager.run(definition, workers=2, on_outcome=told.append).trials:
             print(trial.params["x"], trial.state.name, trial.user_attrs.get("attempts", 1))
+    for outcome in told:
+        print("told", outcome.number, outcome.state.name, outcome.failure)
 """
+
+
+def install(folder: Path, module: str, script: str) -> None:
+    """A package with the objective `deadly`, and a script."""
+    (folder / "deadly.py").write_text(module)
+    (folder / "script.py").write_text(script)
+    info = folder / "deadly-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: deadly\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[tuner.objectives]\ndeadly = deadly:deadly\n")
+
+
+def run_script(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "script.py"], cwd=folder, capture_output=True, text=True, timeout=240, check=False
+    )
 
 
 @pytest.mark.slow
 def test_trials_that_kill_their_workers_fail_and_all_others_complete(tmp_path: Path) -> None:
-    (tmp_path / "deadly.py").write_text(PACKAGE)
-    (tmp_path / "script.py").write_text(SCRIPT)
-    folder = tmp_path / "deadly-1.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: deadly\nVersion: 1\n")
-    (folder / "entry_points.txt").write_text("[tuner.objectives]\ndeadly = deadly:deadly\n")
-    done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
-    )
+    install(tmp_path, PACKAGE, SCRIPT)
+    done = run_script(tmp_path)
     assert done.returncode == 0, done.stderr
-    ended = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+    lines = done.stdout.splitlines()
+    ended = {line.split()[0]: line.split()[1:] for line in lines if not line.startswith("told")}
     assert {x: state for x, (state, _) in ended.items()} == {
         "0.1": "FAIL", "0.2": "FAIL", "0.4": "COMPLETE", "0.5": "COMPLETE", "0.6": "COMPLETE", "0.7": "COMPLETE"
     }  # fmt: skip
-    assert all(int(attempts) <= 3 for _, attempts in ended.values())
+    assert {attempts for state, attempts in ended.values() if state == "FAIL"} == {"3"}
+    told = [line for line in lines if line.startswith("told")]
+    assert len(told) == 6  # each trial once, also those of which no worker can tell
+    assert (
+        sum(
+            re.search(r"FAIL its worker was lost 3 times, last process \d+ on ", line) is not None
+            for line in told
+        )
+        == 2
+    )
+
+
+INNOCENT = """
+import os, signal
+from objectives.epoch import Epoch, Hyperparameter
+from pathlib import Path
+import time
+
+class Meek:
+    \"\"\"Is killed now and then from outside, once two trials run.\"\"\"
+    name, direction, description = "deadly", "minimize", "for a test"
+    hyperparameters = (Hyperparameter("x", 0.5),)
+
+    def evaluate(self, params, *, seed, resume=None):
+        me = Path(f"running-{os.getpid()}")
+        me.touch()
+        deaths = len(list(Path().glob("death-*")))
+        for epoch in (1, 2):
+            time.sleep(0.1)
+            others = [p for p in Path().glob("running-*") if p != me]
+            if deaths < 2 and others and epoch == 2:
+                try:
+                    Path(f"death-{deaths}").touch(exist_ok=False)
+                except FileExistsError:
+                    pass
+                else:
+                    for p in others:
+                        p.unlink(missing_ok=True)
+                    me.unlink()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            yield Epoch(epoch, params["x"])
+        me.unlink(missing_ok=True)
+
+deadly = Meek()
+"""
+
+
+@pytest.mark.slow
+def test_no_attempt_is_held_against_trials_that_ran_beside_a_killed_worker(tmp_path: Path) -> None:
+    install(tmp_path, INNOCENT, SCRIPT)
+    done = run_script(tmp_path)
+    assert done.returncode == 0, done.stderr
+    ended = [line.split()[1:] for line in done.stdout.splitlines() if not line.startswith("told")]
+    assert len(list(tmp_path.glob("death-*"))) == 2
+    assert [state for state, _ in ended] == ["COMPLETE"] * 6
+    # where a worker asks before its pool is broken, it may count the attempt of the killed one; never the others'
+    assert sum(int(attempts) - 1 for _, attempts in ended) <= 2
+
+
+START_SCRIPT = """
+import os, signal
+from pathlib import Path
+if __name__ == "__mp_main__":  # a worker process imports this before it greets
+    dead = len(list(Path().glob("born-dead-*")))
+    if dead < DEATHS:
+        Path(f"born-dead-{dead}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_killed_while_it_starts_is_replaced(tmp_path: Path) -> None:
+    script = START_SCRIPT.replace("DEATHS", "2") + SCRIPT.replace("workers=2", "workers=1").replace(
+        "deadly", "branin"
+    )
+    (tmp_path / "script.py").write_text(
+        script.replace('{"x"', '{"x0"').replace('params["x"]', 'params["x0"]')
+    )
+    done = run_script(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("born-dead-*"))) == 2
+    assert [line.split()[1] for line in done.stdout.splitlines() if not line.startswith("told")] == [
+        "COMPLETE"
+    ] * 6
+
+
+@pytest.mark.slow
+def test_workers_that_are_always_killed_while_they_start_end_the_run(tmp_path: Path) -> None:
+    script = START_SCRIPT.replace("DEATHS", "99") + SCRIPT.replace("deadly", "branin").replace(
+        '{"x"', '{"x0"'
+    )
+    (tmp_path / "script.py").write_text(script)
+    done = run_script(tmp_path)
+    assert done.returncode == 1
+    assert "worker processes cannot start" in done.stderr.splitlines()[-1]
 
 
 def test_a_script_without_its_guard_is_told_so_at_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 import time
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from rich.console import Console
 
 import tuner.progress
 from tuner import StudyDefinition
+from tuner.manager import StudySummary
 from tuner.progress import RunDisplay, fit
 from tuner.runs import Working
 from tuner.trial_run import Outcome
@@ -76,3 +78,57 @@ def test_the_line_of_workers_fits_and_tells_how_many_it_leaves_out(items: list[s
         listed, _, rest = line.removeprefix("9 running: ").partition(" … and ")
         left_out = int(rest.split()[0]) if rest else 0
         assert listed.split(", ") == items[: len(items) - left_out]
+
+
+def summary(name: str, best: float) -> StudySummary:
+    return StudySummary(name, None, None, "minimize", {"COMPLETE": 2}, 4, best, None, archived=False)
+
+
+def test_a_resumed_run_shows_the_best_of_before() -> None:
+    file = io.StringIO()
+    members = [("tpe", definition("s.0")), ("tpe", definition("s.1"))]
+    console = Console(file=file, force_terminal=False, width=100)
+    before = [summary("s.0", 0.5), summary("s.1", 0.125), summary("another", 0.01)]
+    with RunDisplay(console, members, before, lambda names: []) as display:
+        display.on_outcome(Outcome("s.0", 2, TrialState.COMPLETE, value=0.25))
+    assert "best 0.125" in file.getvalue()
+    assert "5/8" in file.getvalue()
+
+
+def test_a_dumb_terminal_gets_plain_lines_while_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    text = shown(monkeypatch, terminal=True)
+    assert "1 failed, 2 running: s.tpe #12 epoch 7, s.grid #3" in text.partition("/4")[0]
+    assert "3 trials, " in text
+
+
+def test_the_display_ends_though_the_database_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner.progress, "PLAIN_SECONDS", 0.01)
+    monkeypatch.setattr(tuner.progress, "LEAVE_SECONDS", 0.1)
+    is_asked, answers = threading.Event(), threading.Event()
+
+    def silent(names: Sequence[str]) -> list[Working]:
+        is_asked.set()
+        answers.wait()
+        return []
+
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=False, width=100)
+    with RunDisplay(console, [("tpe", definition("s.0"))], [], silent) as display:
+        assert is_asked.wait(10)
+    assert "0/4" in file.getvalue()  # drawn to its end before there was an answer
+    answers.set()
+    display._watcher.join()
+
+
+def test_ctrl_c_at_the_end_leaves_the_terminal_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    def press_ctrl_c(_timeout: float) -> None:
+        raise KeyboardInterrupt
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    display = RunDisplay(console, [("tpe", definition("s.0"))], [], lambda names: [])
+    handlers = list(logging.getLogger("tuner").handlers)
+    with pytest.raises(KeyboardInterrupt), display:
+        monkeypatch.setattr(display._watcher, "join", press_ctrl_c)
+    assert not display._bars.live.is_started
+    assert logging.getLogger("tuner").handlers == handlers

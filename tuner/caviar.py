@@ -18,20 +18,23 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from dataclasses import dataclass, field
 from itertools import count
+from types import FrameType
 from typing import Any, Protocol
 
+from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import threadpool_limits
 
 from objectives.epoch import Objective
 from tuner.ask_tell import AskTell
-from tuner.errors import DefinitionError, StorageError, TunerError
+from tuner.errors import StorageError, TunerError
 from tuner.executors import OpenPool, Pool, Where, find_executor, is_lost_worker
 from tuner.ledger import Ledger
-from tuner.runs import Runs
+from tuner.runs import Runs, short
+from tuner.storage import patiently
 from tuner.trial_run import Function, Outcome, run_trial
 
 __all__ = ["OpenStudy", "run_studies"]
@@ -43,6 +46,9 @@ FAILURES_IN_A_ROW = 5
 
 LOST_IN_A_ROW = 10
 """So often in a row workers may die without a single trial's end."""
+
+FAILED_STARTS = 3
+"""So often, before any worker ever started, workers may die while they start: one may have been killed by chance."""
 
 LOOK_SECONDS = 0.5
 """How often a worker looks, at most, whether its run goes on."""
@@ -66,6 +72,9 @@ class OpenStudy(Protocol):
 
     def __call__(self, name: str) -> tuple[AskTell, Objective | Function]:
         """The study to ask and tell, and what to train."""
+
+    def ask_tell(self, name: str) -> AskTell:
+        """The study alone, for the parent."""
 
     def close(self) -> None:
         """Close what was opened in this process; it is opened again when it is used again."""
@@ -151,19 +160,17 @@ def run_studies(
         names: the studies, in the order of their turns.
         open_study: opens one in a worker.
         ledger: of the same database.
-        workers: how many trials run at once; fewer where the executor has fewer workers.
+        workers: how many trials run at once, at least 1; fewer where the executor has fewer workers.
         per_study: how many of them may be of the same study.
         executor: what the workers are; `tuner.executors` says what one of the user's own must do.
         on_outcome: called in this thread with each trial's end.
 
     Raises:
-        DefinitionError: `workers` is below 1, or there is no such executor.
+        DefinitionError: there is no such executor.
         TunerError: too many trials of a study failed in a row (the text has the last reason), or workers cannot start,
             keep dying or are not there.
         KeyboardInterrupt: passed on, after the running trials were given back.
     """
-    if workers < 1:
-        raise DefinitionError(f"workers must be at least 1; got {workers}")
     open_pool = find_executor(executor)
     turns, runs = _Turns(names, per_study), Runs(ledger)
     run = _Run(runs.begin(), open_study)
@@ -188,11 +195,55 @@ def _end(runs: Runs, run: _Run) -> None:
 
 
 class _PoolBrokenError(Exception):
-    """A worker process died and took its pool with it. `studies` are those whose trials were running."""
+    """A worker process died and took its pool with it.
 
-    def __init__(self, studies: list[str]) -> None:
-        super().__init__(studies)
-        self.studies = studies
+    `studies` are those whose trials were running; `ended` is how many trials had ended in this pool before.
+    """
+
+    def __init__(self, studies: list[str], ended: int) -> None:
+        super().__init__(studies, ended)
+        self.studies, self.ended = studies, ended
+
+
+@dataclass(frozen=True, slots=True)
+class _Losses:
+    """What becomes of trials whose worker processes have died."""
+
+    open_study: OpenStudy
+    url: str
+
+    @patiently
+    def forgive(self, studies: Iterable[str]) -> None:
+        """Give the trials back as they are: whose fault it was is not certain, so no attempt is held against them."""
+        for name in dict.fromkeys(studies):
+            self.open_study.ask_tell(name).reap(forgive=True)
+
+    @patiently
+    def charge(self, studies: Iterable[str]) -> list[Outcome]:
+        """Hold an attempt against each trial; those that fail, as it was their last."""
+        failed = []
+        for name in dict.fromkeys(studies):
+            ask_tell = self.open_study.ask_tell(name)
+            before = {trial.number for trial in _failed_by_loss(ask_tell)}
+            ask_tell.reap()
+            failed += [
+                _lost_outcome(name, trial)
+                for trial in _failed_by_loss(ask_tell)
+                if trial.number not in before
+            ]
+        return failed
+
+
+def _failed_by_loss(ask_tell: AskTell) -> list[FrozenTrial]:
+    failed = ask_tell.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return [trial for trial in failed if "attempt_history" in trial.user_attrs]
+
+
+def _lost_outcome(study: str, trial: FrozenTrial) -> Outcome:
+    history = trial.user_attrs["attempt_history"]
+    attempts = trial.user_attrs["attempts"]
+    reason = f"its worker was lost {attempts} times, last {short(history[-1]['owner'])} (killed, or out of memory?)"
+    return Outcome(study, trial.number, TrialState.FAIL, failure=reason, is_error=True)
 
 
 class _WorkerLostError(Exception):
@@ -210,6 +261,7 @@ class _Pools:
     _lost: int = 0
     _has_started: bool = False
     """Whether there ever was a worker: later ones that die before they begin were killed, and could start."""
+    _failed_starts: int = 0
     _tasks: Iterator[int] = field(default_factory=count)
 
     def run(self, turns: _Turns, workers: int) -> None:
@@ -219,22 +271,42 @@ class _Pools:
                 self._run_pool(turns, workers)
                 return
             except _PoolBrokenError as broken:
+                self._losses.forgive(broken.studies)
                 self._count_loss()
                 turns.restart()
-                # one at a time, so that a trial that kills its worker takes no other with it again
-                with contextlib.suppress(_PoolBrokenError):
-                    self._run_pool(_Turns(broken.studies, 1), 1, limit=len(broken.studies))
+                self._run_alone(turns, broken.studies)
+
+    def _run_alone(self, turns: _Turns, suspects: Sequence[str]) -> None:
+        """Run as many trials of these studies one at a time.
+
+        So a trial that kills its worker takes no other with it, and it is certain that it was this one. Lost trials are
+        handed out before new ones.
+        """
+        alone, left = turns.only(suspects), len(suspects)
+        while left > 0:
+            try:
+                self._run_pool(alone, 1, limit=left)
+                return
+            except _PoolBrokenError as broken:
+                failed = self._losses.charge(broken.studies)
+                self._count_loss()
+                alone.restart()
+                for outcome in failed:
+                    self._lost = 0
+                    alone.count(outcome.study, outcome)
+                    self.on_outcome(outcome)
+                left -= broken.ended + len(failed)
 
     def _run_pool(self, turns: _Turns, workers: int, *, limit: int | None = None) -> None:
         """Run in one pool until there is nothing to run, or `limit` trials have ended."""
-        running: dict[Future[Outcome | None], str] = {}
+        running: dict[Future[Any], str] = {}
         ended = 0
         with self.open_pool(workers) as pool:
             try:
-                greeting = _submitted(pool, _greet)
+                greeting = _submitted(pool, {}, "greeting", _greet)
                 while limit is None or ended < limit:
                     while len(running) < workers and (name := turns.next()) is not None:
-                        running[_submitted(pool, _run_one, self.run_, name, next(self._tasks))] = name
+                        _submitted(pool, running, name, _run_one, self.run_, name, next(self._tasks))
                     if not running:
                         return
                     for future in _next_done(pool, greeting, running):
@@ -244,13 +316,44 @@ class _Pools:
             except BrokenExecutor as error:
                 if not pool.is_renewable:
                     raise TunerError(f"the executor broke: {error} {GOES_ON}") from None
-                if not self._has_started and greeting.exception() is not None:
-                    raise TunerError(CANNOT_START) from None
-                raise _PoolBrokenError(list(running.values())) from None
+                self._count_start(greeting)
+                for future in [future for future in running if future.exception() is None]:
+                    ended += self._take(turns, running.pop(future), future)
+                raise _PoolBrokenError(list(running.values()), ended) from None
             except BaseException:
-                _end(self.runs, self.run_)
-                _wait_for_last(pool, running)
+                self._stop(pool, running)
                 raise
+
+    def _stop(self, pool: Pool, running: Mapping[Future[Any], str]) -> None:
+        """Let running trials be given back after their epoch; at another Ctrl-C leave them at once."""
+        try:
+            _end(self.runs, self.run_)
+            _wait_for_last(pool, running)
+        except KeyboardInterrupt:
+            left = [name for future, name in running.items() if not future.done()]
+            are_ended = pool.leave()
+            if not left:
+                return
+            if are_ended:
+                self._losses.forgive(left)
+                _log.warning(
+                    "left %d trials within an epoch; they will run again from their start", len(left)
+                )
+            else:
+                _log.warning("left %d trials; their workers give them back at the end of an epoch", len(left))
+
+    def _count_start(self, greeting: Future[None]) -> None:
+        """A pool broke: were its workers ever there?"""
+        if greeting.exception() is None:
+            self._has_started = True
+        if not self._has_started:
+            self._failed_starts += 1
+            if self._failed_starts >= FAILED_STARTS:
+                raise TunerError(CANNOT_START)
+
+    @property
+    def _losses(self) -> _Losses:
+        return _Losses(self.run_.open_study, self.runs.url)
 
     def _take(self, turns: _Turns, name: str, future: Future[Outcome | None]) -> bool:
         """Take up what a task came back with; True if it was a trial."""
@@ -273,10 +376,15 @@ class _Pools:
             raise TunerError(f"worker processes died {self._lost} times in a row (killed, or out of memory?)")
 
 
-def _submitted(pool: Pool, task: Callable[..., Any], *arguments: object) -> Future[Any]:
+def _submitted(
+    pool: Pool, running: dict[Future[Any], str], name: str, task: Callable[..., Any], *arguments: object
+) -> Future[Any]:
+    """Submit a task and note it in `running`, with no Ctrl-C in between: a task nobody knows of is not waited for."""
     try:
         with _sigint_held():
-            return pool.executor.submit(task, *arguments)
+            future = pool.executor.submit(task, *arguments)
+            running[future] = name
+            return future
     except BrokenExecutor:
         raise
     except RuntimeError as error:  # it was shut down
@@ -322,6 +430,8 @@ def _result(future: Future[Any]) -> Any:
 
 def _wait_for_last(pool: Pool, running: Iterable[Future[Any]]) -> None:
     """Wait until running trials were given back; on workers that live on, for a while only."""
+    if trials := sum(not future.done() for future in running):
+        _log.warning("waiting for %d trials to end their epoch; Ctrl-C again leaves at once", trials)
     left = wait(running, timeout=pool.patience).not_done
     for future in left:
         future.cancel()
@@ -332,14 +442,37 @@ def _wait_for_last(pool: Pool, running: Iterable[Future[Any]]) -> None:
 @contextlib.contextmanager
 def _sigint_held() -> Iterator[None]:
     """Hold Ctrl-C back while a process starts: it inherits that, until it is ready to leave Ctrl-C to the parent."""
-    if not hasattr(signal, "pthread_sigmask"):
+    with _interrupts_postponed():
+        if not hasattr(signal, "pthread_sigmask"):
+            yield
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _interrupts_postponed() -> Iterator[None]:
+    """Let handlers of signals wait for the block's end. A mask alone does not: the signal goes to another thread."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came: list[tuple[Callable[..., Any], int, FrameType | None]] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(
+            number, lambda number, frame: came.append((handlers[signal.Signals(number)], number, frame))
+        )
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for handler, got, frame in came[:1]:
+            handler(got, frame)
 
 
 class _Turns:
@@ -364,13 +497,17 @@ class _Turns:
         return None
 
     def ended(self, name: str, outcome: Outcome | None) -> None:
-        """A trial of the study has ended, or there was none to run. Too many failures in a row stop the study."""
+        """A trial of the study has ended, or there was none to run."""
         self._running[name] -= 1
         if outcome is None:
             self._full.add(name)
             return
         if outcome.state is None:  # given back, or its lease lost: there may be something to run again
             self._full.discard(name)
+        self.count(name, outcome)
+
+    def count(self, name: str, outcome: Outcome) -> None:
+        """Count failures in a row: too many stop the study."""
         self._failures[name] = self._failures[name] + 1 if outcome.is_error else 0
         if self._failures[name] >= FAILURES_IN_A_ROW:
             self._full.add(name)
@@ -385,6 +522,12 @@ class _Turns:
         """A worker was lost with its trial, which is to run again."""
         self._running[name] -= 1
         self.reopen([name])
+
+    def only(self, names: Sequence[str]) -> _Turns:
+        """Turns of these studies alone, a trial of each at once. What becomes of them counts here too."""
+        some = _Turns(names, 1)
+        some._failures, some._full, some._stopped = self._failures, self._full, self._stopped
+        return some
 
     def restart(self) -> None:
         """Nothing is running any more, and what was may have to run again."""

@@ -64,6 +64,8 @@ class Pool:
     """Whether another can take its place once it is broken."""
     patience: float | None = None
     check: Callable[[], None] = lambda: None
+    leave: Callable[[], bool] = lambda: False
+    """Do not wait for the workers any more, whatever they do. True where that has ended them."""
 
 
 OpenPool: TypeAlias = Callable[[int], AbstractContextManager[Pool]]
@@ -103,11 +105,16 @@ def _foreign(executor: Executor, _workers: int) -> Iterator[Pool]:
 
 @contextlib.contextmanager
 def _threads(workers: int) -> Iterator[Pool]:
-    with ThreadPoolExecutor(workers, thread_name_prefix="trial") as executor:
-        try:
-            yield Pool(executor, is_renewable=True)
-        finally:
-            executor.shutdown(cancel_futures=True)
+    executor, is_left = ThreadPoolExecutor(workers, thread_name_prefix="trial"), threading.Event()
+
+    def leave() -> bool:
+        is_left.set()
+        return False
+
+    try:
+        yield Pool(executor, is_renewable=True, leave=leave)
+    finally:
+        executor.shutdown(wait=not is_left.is_set(), cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -118,9 +125,19 @@ def _processes(workers: int) -> Iterator[Pool]:
         ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process) as executor,
     ):
         try:
-            yield Pool(executor, is_renewable=True)
+            yield Pool(executor, is_renewable=True, leave=functools.partial(_kill, executor))
         finally:
             executor.shutdown(cancel_futures=True)
+
+
+def _kill(executor: ProcessPoolExecutor) -> bool:
+    """End the processes as they are. Python has no public way before 3.14."""
+    processes = list((executor._processes or {}).values())
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+    return True
 
 
 def _start_process() -> None:

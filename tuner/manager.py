@@ -386,6 +386,8 @@ class StudyManager:
         executor: Where | None,
         on_outcome: Callable[[Outcome], None],
     ) -> None:
+        if workers < 1:
+            raise DefinitionError(f"workers must be at least 1; got {workers}")
         if executor is None:  # what is given in Python, perhaps a closure, need not be picklable
             executor = "processes" if objective is None else "threads"
         find_executor(executor)
@@ -461,17 +463,21 @@ class _OpenStudy:
     def __reduce__(self) -> tuple[Any, ...]:
         return _OpenStudy, (self.url, self._objective)
 
-    @patiently  # a worker may start in the middle of a run, after another was lost
     def __call__(self, name: str) -> tuple[AskTell, Objective | Function]:
-        with self._lock:
-            manager = self._managers.get(os.getpid())  # after a fork, one's own
-            if manager is None:
-                manager = self._managers[os.getpid()] = StudyManager(self.url)
-        ask_tell = manager.ask_tell(name)
+        ask_tell = self.ask_tell(name)
         if self._objective is not None:
             return ask_tell, self._objective
         assert ask_tell.definition.objective is not None
         return ask_tell, find_objective(ask_tell.definition.objective)
+
+    @patiently  # a worker may start in the middle of a run, after another was lost
+    def ask_tell(self, name: str) -> AskTell:
+        """The study alone, without what it trains."""
+        with self._lock:
+            manager = self._managers.get(os.getpid())  # after a fork, one's own
+            if manager is None:
+                manager = self._managers[os.getpid()] = StudyManager(self.url)
+        return manager.ask_tell(name)
 
     def close(self) -> None:
         """Close what was opened in this process."""

@@ -1,7 +1,7 @@
 """How a run gets on, for a person who watches: a bar for each arm, the rate, and what each worker does.
 
-In a terminal the display is drawn in place. Anywhere else (a pipe, the log of a container) it is a plain line now and
-then, and the bars once at the end.
+In a terminal the display is drawn in place. Anywhere else (a pipe, the log of a container, a dumb terminal) it is a
+plain line now and then, and the bars once at the end.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ TERMINAL_SECONDS = 1.0
 
 PLAIN_SECONDS = 30.0
 """How often anything else gets a line."""
+
+LEAVE_SECONDS = 1.0
+"""So long the end waits for the thread that reads what workers do: the database may not answer it for long."""
 
 RATE_TRIALS = 100
 """Over so many of the last trials the rate is taken."""
@@ -64,8 +67,11 @@ class RunDisplay:
             TimeRemainingColumn(),
             console=console,
         )
-        self._tasks = {group: self._add_bar(group, members, summaries) for group in self._directions}
         self._bests: dict[str, float] = {}
+        for summary in summaries:
+            if summary.name in self._group_of and summary.best_value is not None:
+                self._note_best(self._group_of[summary.name], summary.best_value)
+        self._tasks = {group: self._add_bar(group, members, summaries) for group in self._directions}
         self._counts: Counter[str] = Counter()
         self._ended: deque[float] = deque(maxlen=RATE_TRIALS)
         self._notes = _Notes(self._bars)
@@ -80,10 +86,12 @@ class RunDisplay:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._watcher.join()
-        self._bars.footer = self._totals()
-        self._bars.stop()
-        logging.getLogger("tuner").removeHandler(self._notes)
+        try:
+            self._watcher.join(LEAVE_SECONDS)
+        finally:
+            self._bars.footer = self._totals()
+            self._bars.stop()
+            logging.getLogger("tuner").removeHandler(self._notes)
 
     @property
     def finished(self) -> int:
@@ -98,12 +106,17 @@ class RunDisplay:
         self._counts[outcome.state.name] += 1
         group = self._group_of[outcome.study]
         if outcome.state is TrialState.COMPLETE and outcome.value is not None:
-            choose = min if self._directions[group] == "minimize" else max
-            self._bests[group] = choose(self._bests.get(group, outcome.value), outcome.value)
-        shown = f"best {self._bests[group]:.4g}" if group in self._bests else ""
-        self._bars.update(self._tasks[group], advance=1, best=shown)
+            self._note_best(group, outcome.value)
+        self._bars.update(self._tasks[group], advance=1, best=self._best(group))
         if outcome.is_error:
             self._bars.say(f"{outcome.study} trial {outcome.number} failed: {outcome.failure}")
+
+    def _note_best(self, group: str, value: float) -> None:
+        choose = min if self._directions[group] == "minimize" else max
+        self._bests[group] = choose(self._bests.get(group, value), value)
+
+    def _best(self, group: str) -> str:
+        return f"best {self._bests[group]:.4g}" if group in self._bests else ""
 
     def _add_bar(
         self, group: str, members: Sequence[tuple[str, StudyDefinition]], summaries: Sequence[StudySummary]
@@ -113,18 +126,23 @@ class RunDisplay:
         total = None if None in limits else sum(limit or 0 for limit in limits)
         ended = {summary.name: summary.finished for summary in summaries}
         done = sum(ended.get(definition.name, 0) for definition in mine)
-        return self._bars.add_task(group, total=total, completed=done, best="")
+        return self._bars.add_task(group, total=total, completed=done, best=self._best(group))
 
     def _watch(self) -> None:
         """Show what the workers do until the run is over."""
-        is_terminal = self._bars.console.is_terminal
+        console = self._bars.console
+        is_terminal = (
+            console.is_terminal and not console.is_dumb_terminal
+        )  # a dumb one cannot be drawn in place
         while not self._over.wait(TERMINAL_SECONDS if is_terminal else PLAIN_SECONDS):
             try:
                 now = _describe(self._working(list(self._group_of)))
             except TunerError:  # the run itself says so if the database is gone
                 continue
+            if self._over.is_set():  # the answer took long
+                return
             if is_terminal:
-                self._bars.footer = [*self._totals(), fit(*now, self._bars.console.width)]
+                self._bars.footer = [*self._totals(), fit(*now, console.width)]
             else:
                 totals = [f"{self.finished} trials", *self._totals()]
                 self._bars.say(", ".join([*totals, fit(*now, 10_000)]))

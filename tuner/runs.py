@@ -17,12 +17,13 @@ from typing import cast
 
 import sqlalchemy as sa
 from optuna.storages._rdb import models
+from sqlalchemy.orm import Session
 
 from tuner.ledger import HeldLease, Ledger, Owner
 from tuner.storage import Mode, patiently
 from tuner.tables import LeaseRow, RunRow
 
-__all__ = ["Runs", "Working"]
+__all__ = ["Runs", "Working", "short"]
 
 _log = logging.getLogger(__name__)
 
@@ -80,9 +81,9 @@ class Runs:
 
     @patiently
     def working(self, studies: Sequence[str]) -> list[Working]:
-        """What workers do now, here or elsewhere, in these studies: by trial, the oldest first."""
+        """What living workers do now, here or elsewhere, in these studies: by trial, the oldest first."""
         query = (
-            sa.select(_studies.c.study_name, _trials.c.number, _leases.c.epochs)
+            sa.select(_studies.c.study_name, _studies.c.study_id, _trials.c.trial_id, _trials.c.number)
             .join_from(_leases, _trials, _trials.c.trial_id == _leases.c.trial_id)
             .join(_studies, _studies.c.study_id == _leases.c.study_id)
             .where(_leases.c.ending.is_(None))
@@ -90,7 +91,14 @@ class Runs:
         )
         with self._ledger.transaction(Mode.READ) as session:
             wanted = set(studies)
-            return [Working(*row) for row in session.execute(query) if row[0] in wanted]
+            trials = [row for row in session.execute(query).all() if row.study_name in wanted]
+            leased = self._leased_in(session, {row.study_name: row.study_id for row in trials})
+        held = {row.trial_id: row for _, row in leased if not row.is_lost}
+        return [
+            Working(row.study_name, row.number, held[row.trial_id].epochs)
+            for row in trials
+            if row.trial_id in held
+        ]
 
     def settle(self, studies: Sequence[str], sleep: Callable[[float], None] = time.sleep) -> list[str]:
         """Wait until nobody may have left a trial of these studies behind; returns those to ask again.
@@ -108,10 +116,10 @@ class Runs:
                 return list(dict.fromkeys(lost))
             for name, row in leased:
                 if polls == 4:
-                    _log.warning("%s: waiting for a trial in the hands of %s", name, _short(row.owner))
+                    _log.warning("%s: waiting for a trial in the hands of %s", name, short(row.owner))
                 if row.trial_id not in living and _is_renewed(before.get(row.trial_id, row), row):
                     living.add(row.trial_id)
-                    _log.warning("%s: a trial is left to %s, which works on it", name, _short(row.owner))
+                    _log.warning("%s: a trial is left to %s, which works on it", name, short(row.owner))
             if all(row.trial_id in living for _, row in leased):
                 return []
             before = {row.trial_id: row for _, row in leased}
@@ -124,14 +132,17 @@ class Runs:
 
     @patiently
     def _leased(self, ids: dict[str, int]) -> list[tuple[str, HeldLease]]:
-        """The leases of running trials, each with its study's name."""
         with self._ledger.transaction(Mode.READ) as session:
-            return [
-                (name, row)
-                for name, study_id in ids.items()
-                for row in self._ledger.open_leases(session, study_id)
-                if self._ledger.database.is_running(session, row.trial_id)  # else it was ended by hand
-            ]
+            return self._leased_in(session, ids)
+
+    def _leased_in(self, session: Session, ids: dict[str, int]) -> list[tuple[str, HeldLease]]:
+        """The leases of running trials, each with its study's name."""
+        return [
+            (name, row)
+            for name, study_id in ids.items()
+            for row in self._ledger.open_leases(session, study_id)
+            if self._ledger.database.is_running(session, row.trial_id)  # else it was ended by hand
+        ]
 
 
 def _is_gone(owner: str) -> bool:
@@ -143,7 +154,7 @@ def _is_renewed(before: HeldLease, now: HeldLease) -> bool:
     return now.fence != before.fence or now.expires_in > before.expires_in
 
 
-def _short(owner: str) -> str:
+def short(owner: str) -> str:
     """An owner for people: its host's name and process id."""
     parsed = Owner.parse(owner)
     return owner if parsed is None else f"process {parsed.pid} on {parsed.host.partition(':')[0]}"

@@ -8,10 +8,13 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,9 +136,9 @@ def test_every_executor_gives_a_comparison_the_same_result(tmp_path: Any, where:
     document = {**slope().model_dump(exclude_unset=True), "comparison": {"seeds": 1, "arms": arms}}
     definition = ComparisonDefinition.parse(document)
     found = []
-    for name, executor in (("alone", "threads"), ("there", where)):
+    for name, executor, workers in (("alone", "threads", 1), ("there", where, 2)):
         with StudyManager(f"sqlite:///{tmp_path}/{name}.db") as manager:
-            result = manager.compare(definition, Slope(), workers=2, executor=executor)
+            result = manager.compare(definition, Slope(), workers=workers, executor=executor)
             found.append([(run.study, run.best.tolist(), run.best_params) for run in result.runs])
     assert found[0] == found[1]
 
@@ -157,6 +160,115 @@ def test_ctrl_c_gives_running_trials_back_from_every_executor(sqlite_url: str, w
     assert [t.state for t in finished.trials] == [TrialState.COMPLETE] * 3
     assert all(len(t.intermediate_values) == 20 for t in finished.trials)
     assert all("attempts" not in t.user_attrs for t in finished.trials)  # given back is not lost
+
+
+def test_ctrl_c_in_the_midst_of_waiting_gives_running_trials_back(sqlite_url: str, where: Where) -> None:
+    definition = slope(budget={"trials": 2}, fixed={"epochs": 100, "sleep": 0.05})
+
+    def press_ctrl_c() -> None:
+        while not any(working.epochs for working in manager.working(["s"])) and not over.wait(0.05):
+            pass
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    over, thread = threading.Event(), threading.Thread(target=press_ctrl_c)
+    with StudyManager(sqlite_url) as manager:
+        manager.create(definition)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            manager.run(definition, Slope(), workers=2, executor=where)
+        over.set()
+        thread.join()
+        trials = manager.load("s").trials
+        assert {t.state for t in trials} == {TrialState.WAITING}
+        assert manager.ask_tell("s").open_leases() == []
+
+
+def test_a_task_is_known_though_ctrl_c_comes_while_it_is_submitted(sqlite_url: str) -> None:
+    class Pressed(ThreadPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            submitted.append(super().submit(fn, *args, **kwargs))
+            if args:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+            return submitted[-1]
+
+    submitted: list[Future[Any]] = []
+    before = signal.getsignal(signal.SIGINT)
+    with Pressed(2) as executor, StudyManager(sqlite_url) as manager:
+        with pytest.raises(KeyboardInterrupt):
+            manager.run(slope(fixed={"epochs": 3, "sleep": 1.0}), Slope(), workers=2, executor=executor)
+        assert [future.done() for future in submitted] == [
+            True,
+            True,
+        ]  # the greeting, and a trial that was given back
+        assert [t.state for t in manager.load("s").trials] == [TrialState.WAITING]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+LONG_EPOCHS = """
+import time
+from objectives.epoch import Epoch, Hyperparameter
+from tuner import StudyDefinition, StudyManager
+
+class Long:
+    name, direction, description = "long", "minimize", "for a test"
+    hyperparameters = (Hyperparameter("x", 0.5),)
+
+    def evaluate(self, params, *, seed, resume=None):
+        yield Epoch(1, 1.0)
+        time.sleep(300)
+        yield Epoch(2, 1.0)
+
+if __name__ == "__main__":
+    definition = StudyDefinition.parse(
+        {"name": "s", "budget": {"trials": 2}, "space": {"x": {"low": 0, "high": 1}}, "sampler": {"name": "random"}}
+    )
+    with StudyManager("sqlite:///s.db") as manager:
+        manager.run(definition, Long(), workers=2, executor="processes")
+"""
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_holds_nothing_against_the_trials(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(LONG_EPOCHS)
+    process = subprocess.Popen(
+        [sys.executable, "script.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    try:
+        with StudyManager(f"sqlite:///{tmp_path}/s.db") as manager:
+            while process.poll() is None:
+                time.sleep(0.1)
+                if "s" in {s.name for s in manager.studies()} and [
+                    w.epochs for w in manager.working(["s"])
+                ] == [1, 1]:
+                    break
+            os.killpg(process.pid, signal.SIGINT)
+            assert "waiting for 2 trials to end their epoch; Ctrl-C again leaves" in process.stderr.readline()
+            os.killpg(process.pid, signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+            assert "left 2 trials within an epoch; they will run again from their start" in err
+            assert manager.ask_tell("s").open_leases() == []
+            assert [t.state for t in manager.load("s").trials] == [TrialState.WAITING] * 2
+            lease = manager.ask_tell("s").ask()
+            assert lease is not None
+            assert lease.attempt == 1
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_what_nobody_works_on_any_more_is_not_shown_as_running(sqlite_url: str) -> None:
+    with StudyManager(sqlite_url) as manager:
+        study = manager.create(slope())
+        here = manager.ask_tell("s")
+        working, by_hand = here.ask(), here.ask()
+        assert working is not None
+        assert by_hand is not None
+        assert elsewhere(manager, -1.0).ask() is not None  # expired
+        study._storage.set_trial_state_values(by_hand.trial_id, TrialState.FAIL)
+        assert [(w.study, w.number) for w in manager.working(["s", "none"])] == [("s", working.number)]
 
 
 class Deadly(Slope):

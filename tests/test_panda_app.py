@@ -14,8 +14,9 @@ from test_panda import POINT, Curve, curve_study, few, made, trial_of
 from textual.events import Key
 from textual.pilot import Pilot
 from textual.widgets import Input
+from textual_plotext import PlotextPlot
 
-from objectives.epoch import Epochs, Seed
+from objectives.epoch import Epoch, Epochs, Seed
 from tuner import StudyManager
 from tuner.panda.app import PandaApp
 from tuner.panda.driver import View
@@ -259,3 +260,27 @@ def test_a_failed_training_is_told_and_can_be_rewound(manager: StudyManager) -> 
         await screen.until(lambda view: view.epoch == 1)
 
     use(manager, play, study=curve_study(), point={}, objective=Curve(fails=4))
+
+
+@pytest.mark.parametrize("lowest", [0.0, -1.0, 1e-5])
+def test_all_curves_are_drawn_on_one_axis_also_where_one_touches_zero(
+    manager: StudyManager, lowest: float
+) -> None:
+    class Exact(Curve):
+        """The value falls by decades while the train loss reaches `lowest`."""
+
+        def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+            for epoch in range(1, 5):
+                yield Epoch(epoch, 10.0**-epoch, {"train_loss": 1.0 if epoch < 4 else lowest, "dev_loss": 1.0})
+
+    scales: list[str] = []
+
+    async def play(screen: Screen) -> None:
+        await screen.pilot.press("space")
+        await screen.until(lambda view: view.is_finished)
+        plot = screen.app.query_one("#curves", PlotextPlot)
+        await screen.pilot.pause(0.1)
+        scales.append(plot.plt.monitor.yscale[0])
+
+    use(manager, play, study=curve_study(), point={}, objective=Exact())
+    assert scales == ["log" if lowest > 0 else "linear"]

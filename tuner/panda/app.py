@@ -6,7 +6,7 @@ Needs textual and textual-plotext: the extra `panda`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from string import ascii_letters
 from typing import Any, ClassVar
 
@@ -227,8 +227,7 @@ class PandaApp(App[None]):
         plt.clear_data()
         plt.clear_figure()
         curves = _curves(view)
-        values = [value for value in (epoch.value for epoch in view.history) if math.isfinite(value)]
-        if values and min(values) > 0 and max(values) / min(values) > 50:
+        if _spans_decades([value for _, _, values, _ in curves for value in values]):
             plt.yscale("log")
         for epoch in view.adjusted:
             if 0 < epoch < view.epoch:
@@ -400,6 +399,11 @@ def _legend(view: View) -> Text:
     marks = [Text.assemble(("━ ", f"rgb{colour}".replace(" ", "")), name) for name, colour in colours.items()]
     adjusted = [Text.assemble(("│ ", "dim"), "adjusted")] if any(view.adjusted) else []
     return Text("  ").join([*marks, *adjusted])
+
+
+def _spans_decades(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis shows more: all curves share it, so none may touch 0."""
+    return bool(values) and min(values) > 0 and max(values) / min(values) > 50
 
 
 def _points(pairs: Iterable[tuple[int, float]]) -> tuple[list[int], list[float]]:

@@ -271,7 +271,9 @@ def test_all_curves_are_drawn_on_one_axis_also_where_one_touches_zero(
 
         def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
             for epoch in range(1, 5):
-                yield Epoch(epoch, 10.0**-epoch, {"train_loss": 1.0 if epoch < 4 else lowest, "dev_loss": 1.0})
+                yield Epoch(
+                    epoch, 10.0**-epoch, {"train_loss": 1.0 if epoch < 4 else lowest, "dev_loss": 1.0}
+                )
 
     scales: list[str] = []
 
@@ -280,7 +282,7 @@ def test_all_curves_are_drawn_on_one_axis_also_where_one_touches_zero(
         await screen.until(lambda view: view.is_finished)
         plot = screen.app.query_one("#curves", PlotextPlot)
         await screen.pilot.pause(0.1)
-        scales.append(plot.plt.monitor.yscale[0])
+        scales.append(plot.plt.monitor.yscale[0])  # type: ignore[attr-defined]  # set by Plotext
 
     use(manager, play, study=curve_study(), point={}, objective=Exact())
     assert scales == ["log" if lowest > 0 else "linear"]

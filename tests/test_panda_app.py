@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+from test_cli import Tuner, tuner  # noqa: F401 - a fixture
 from test_panda import POINT, Curve, curve_study, few, made, trial_of
 from textual.events import Key
 from textual.pilot import Pilot
@@ -19,7 +23,7 @@ from textual_plotext import PlotextPlot
 from objectives.epoch import Epoch, Epochs, Seed
 from tuner import StudyManager
 from tuner.panda.app import PandaApp
-from tuner.panda.driver import View
+from tuner.panda.driver import Driver, View
 
 SIZES = [(80, 24), (140, 40)]
 
@@ -85,7 +89,7 @@ def use(
     with manager.panda(study or few(), point, objective, by="ada") as session:
         with ThreadPoolExecutor(1) as pool:  # where Playwright's event loop does not run
             pool.submit(asyncio.run, run()).result()
-        if session.history and not session.is_over:
+        if session.failure is None:
             session.release()
 
 
@@ -286,3 +290,103 @@ def test_all_curves_are_drawn_on_one_axis_also_where_one_touches_zero(
 
     use(manager, play, study=curve_study(), point={}, objective=Exact())
     assert scales == ["log" if lowest > 0 else "linear"]
+
+
+def test_a_failed_training_is_not_offered_to_be_completed_and_fails_its_trial(manager: StudyManager) -> None:
+    async def play(screen: Screen) -> None:
+        await screen.pilot.press("space")
+        await screen.until(lambda view: view.failure is not None)
+        await screen.pilot.press("q", "s")
+        assert type(screen.app.screen).__name__ == "Leave"  # s chooses nothing
+        await screen.pilot.press("f")
+
+    use(manager, play, study=curve_study(), point={}, objective=Curve(fails=4))
+    trial = trial_of(manager, study="c")
+    assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "MemoryError: out of memory")
+
+
+def test_a_driver_that_never_began_can_be_closed(manager: StudyManager) -> None:
+    with manager.panda(few(), POINT) as session:
+        assert Driver(session, lambda view: None, lambda text: None).close(timeout=1)
+        session.abandon()
+
+
+@pytest.fixture
+def terminal(tuner: Tuner, monkeypatch: pytest.MonkeyPatch, sqlite_url: str) -> Tuner:  # noqa: F811
+    """The command line as in a terminal, on the test's database; `without` one of its streams."""
+    monkeypatch.setenv("OPTUNA_STORAGE", sqlite_url)
+
+    def run(*arguments: str, without: str = "") -> tuple[int, str, str]:
+        for stream in ("stdin", "stdout"):
+            monkeypatch.setattr(getattr(sys, stream), "isatty", lambda stream=stream: stream != without)
+        return tuner(*arguments)
+
+    return run
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout"])
+def test_without_a_terminal_nothing_is_begun(terminal: Tuner, manager: StudyManager, stream: str) -> None:
+    manager.create(few())
+    code, _, err = terminal("panda", "few", without=stream)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: tuner panda needs a terminal")
+    assert not manager.load("few").trials
+
+
+def with_objective(monkeypatch: pytest.MonkeyPatch, objective: Curve) -> None:
+    begin = StudyManager.panda
+    monkeypatch.setattr(StudyManager, "panda", lambda self, name, point: begin(self, name, point, objective))
+
+
+def test_ctrl_c_while_the_last_epoch_trains_gives_the_trial_back(
+    terminal: Tuner, manager: StudyManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, trains, threads = threading.Event(), threading.Event(), []
+
+    class Slow(Curve):
+        def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+            trains.set()
+            gate.wait(60)
+            yield Epoch(1, 0.0)
+
+    def run(self: PandaApp) -> None:
+        self.driver.start()
+        self.driver.do("step")
+        assert trains.wait(60)
+        threads.append(self.driver)
+        main = threading.main_thread().ident
+        threading.Timer(1.0, lambda: signal.pthread_kill(main, signal.SIGINT)).start()  # type: ignore[arg-type]
+
+    manager.create(curve_study())
+    with_objective(monkeypatch, Slow())
+    monkeypatch.setattr(PandaApp, "run", run)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, out, _ = terminal("panda", "c", "x=0.5")
+    finally:
+        signal.signal(signal.SIGINT, before)
+        gate.set()
+    assert code == 130
+    assert "c trial 0 was given back" in out
+    assert not caplog.records
+    assert trial_of(manager, study="c").state == TrialState.WAITING
+    assert threads[0].close(timeout=30)
+    assert not trial_of(manager, study="c").intermediate_values
+
+
+def test_the_program_leaves_a_failed_training_as_failed(
+    terminal: Tuner, manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(self: PandaApp) -> None:
+        self.driver.start()
+        self.driver.do("run")
+        while self.driver.session.failure is None:
+            time.sleep(0.01)
+
+    manager.create(curve_study())
+    with_objective(monkeypatch, Curve(fails=4))
+    monkeypatch.setattr(PandaApp, "run", run)
+    _, out, err = terminal("panda", "c", "x=0.5")
+    assert not err
+    assert "c trial 0 ended as fail (MemoryError: out of memory) after 3 epochs" in out
+    assert trial_of(manager, study="c").state == TrialState.FAIL

@@ -47,6 +47,7 @@ class View:
     is_finished: bool
     is_over: bool
     stopped: str | None
+    failure: str | None
     history: tuple[Epoch, ...]
     best: Epoch | None
     current: Mapping[str, Any]
@@ -92,7 +93,8 @@ class Driver:
         """
         self._until = 0.0
         self._jobs.put(self._finish)
-        self._thread.join(timeout)
+        if self._thread.ident is not None:  # it was started
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _finish(self) -> None:
@@ -190,6 +192,7 @@ class Driver:
             is_finished=session.is_finished,
             is_over=session.is_over,
             stopped=session.stopped,
+            failure=session.failure,
             history=session.history,
             best=session.best,
             current=session.current,

@@ -593,3 +593,25 @@ def test_a_session_is_used_once(manager: StudyManager) -> None:
     with pytest.raises(TunerError, match="this session has had its trial, 0"), session:
         pass
     assert len(manager.load("few").trials) == 1
+
+
+def test_a_metric_cannot_take_the_place_of_the_record(manager: StudyManager) -> None:
+    class Metrics(Curve):
+        def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+            for epoch in super().evaluate(params, seed=seed):
+                adjustment = yield Epoch(epoch.number, epoch.value, dict.fromkeys(named, 7.0))
+                assert adjustment != {}
+
+    named = ("adjustments", "notes", "rewinds", "origin", "failure", "stopped", "epochs", "x", "accuracy")
+    with manager.panda(curve_study(), {"x": 0.5}, Metrics(), by="ada") as session:
+        session.step(2)
+        session.adjust(rate=0.1)
+        session.note("fine")
+        session.step(2)
+    attrs = trial_of(manager, study="c").user_attrs
+    assert [entry["new"] for entry in attrs["adjustments"]] == [0.1]
+    assert [note["text"] for note in attrs["notes"]] == ["fine"]
+    assert (attrs["origin"], attrs["stopped"], attrs["epochs"]) == ("panda", "by ada", 4)
+    assert attrs["accuracy"] == 7.0
+    assert all(attrs[f"last_{name}"] == 7.0 for name in named[:-1])
+    assert not attrs.keys() & {"failure", "rewinds", "x"}

@@ -162,9 +162,17 @@ def test_refusals_are_one_line_and_change_nothing(manager: StudyManager) -> None
             "learning_rate *fast": "multiplied or divided by a number",
             "learning_rate fast": "learning_rate must be a number; got 'fast'",
             "rewind 7": "cannot rewind to epoch 7: trained are 1–2",
-            "rewind": "rewind takes a whole number of epochs; got nothing",
-            "step x": "step takes a whole number of epochs; got x",
-            "note": "no command 'note'",
+            "rewind": "rewind takes a whole number of epochs, 0 or more; got nothing",
+            "rewind -1": "rewind takes a whole number of epochs, 0 or more; got -1",
+            "step x": "step takes a whole number of epochs, 1 or more; got x",
+            "step -3": "step takes a whole number of epochs, 1 or more; got -3",
+            "run 0": "run goes on to a later epoch than 2; got 0",
+            "run 2": "run goes on to a later epoch than 2; got 2",
+            "note": "note takes a text",
+            "=": "no command '='",
+            "release it": "release stands alone; got release it",
+            "stop now please": "stop stands alone; got stop now please",
+            "learning_rate *true": "multiplied or divided by a number",
         }
         for command, why in refusals.items():
             message = await screen.refused(command)
@@ -390,3 +398,19 @@ def test_the_program_leaves_a_failed_training_as_failed(
     assert not err
     assert "c trial 0 ended as fail (MemoryError: out of memory) after 3 epochs" in out
     assert trial_of(manager, study="c").state == TrialState.FAIL
+
+
+def test_steps_are_counted_whatever_the_epochs_are_called(manager: StudyManager) -> None:
+    class Tens(Curve):
+        def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+            for epoch in range(10, 100, 10):
+                yield Epoch(epoch, 0.0)
+
+    async def play(screen: Screen) -> None:
+        await screen.command("step 3")
+        view = await screen.until(lambda view: view.epoch > 0 and not view.is_running)
+        assert view.epoch == 30
+        await screen.pilot.press("n")
+        await screen.until(lambda view: view.epoch == 40 and not view.is_running)
+
+    use(manager, play, study=curve_study(), point={}, objective=Tens())

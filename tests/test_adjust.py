@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 from test_cli import Tuner, tuner  # noqa: F401 - a fixture
@@ -13,7 +14,7 @@ from test_panda import POINT, Curve, curve_study, few, made, trial_of
 
 from objectives.digits import digits_few
 from objectives.epoch import Epoch, Epochs, Objective, Seed
-from tuner import StudyManager
+from tuner import StudyDefinition, StudyManager
 from tuner.errors import ConflictError, DefinitionError, NotFoundError
 from tuner.panda import replay
 from tuner.trial_run import run_trial
@@ -219,3 +220,45 @@ def test_a_refusal_without_a_checkpoint_fails_the_trial_with_its_reason(manager:
         manager, {2: lambda: manager.ask_tell("c").adjust(0, {"rate": 0.1})}, study="c", objective=Stubborn()
     )
     assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "ValueError: no")
+
+
+def test_a_plain_function_is_stopped_and_not_adjusted(sqlite_url: str) -> None:
+    manager = StudyManager(sqlite_url)
+    space = {"x": {"low": 0.0, "high": 1.0}}
+    definition = StudyDefinition.parse({"name": "f", "space": space, "budget": {"trials": 3}})
+    manager.create(definition)
+    ask_tell = manager.ask_tell("f")
+
+    def train(trial: optuna.Trial) -> float:
+        for epoch in range(1, 6):
+            if epoch == 2 and trial.number == 0:
+                ask_tell.adjust(0, {"x": 0.1}, by="ada")
+            if epoch == 2 and trial.number == 1:
+                ask_tell.stop(1, by="ada")
+            trial.report(1 / epoch, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        trial.set_user_attr("said", "done")
+        return 0.0
+
+    assert run_trial(ask_tell, train) is not None
+    assert run_trial(ask_tell, train) is not None
+    adjusted, stopped = ask_tell.study.trials
+    assert (adjusted.state, adjusted.value, adjusted.user_attrs["said"]) == (TrialState.COMPLETE, 0.0, "done")
+    assert "cannot be adjusted" in adjusted.user_attrs["refused"]
+    assert (stopped.state, stopped.value) == (TrialState.COMPLETE, 0.5)
+    assert stopped.user_attrs["stopped"] == "by ada"
+
+
+def test_what_fails_between_ask_and_training_gives_the_trial_back(sqlite_url: str) -> None:
+    manager = StudyManager(sqlite_url)
+    manager.create(StudyDefinition.parse({"name": "f", "space": {"x": {"low": 0.0, "high": 1.0}}}))
+    ask_tell = manager.ask_tell("f")
+
+    def fail(_: object) -> None:
+        raise RuntimeError("the terminal is gone")
+
+    with pytest.raises(RuntimeError, match="terminal"):
+        run_trial(ask_tell, lambda trial: 1.0, params={"x": 0.5}, on_begin=fail)
+    assert ask_tell.open_leases() == []
+    assert ask_tell.study.trials[0].state is TrialState.WAITING

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+import threading
 import uuid
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ import optuna
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, _get_single_value
 from optuna.pruners import HyperbandPruner, NopPruner, SuccessiveHalvingPruner, _filter_study
+from optuna.storages._rdb.models import NOT_FOUND_MSG
 from optuna.trial import FrozenTrial, TrialState
 from optuna.trial._trial import _LazyTrialSystemAttrs
 from sqlalchemy.orm import Session
@@ -108,7 +110,7 @@ class AskTell:
         self.owner = owner or str(Owner.here())
         self.max_attempts = max_attempts
         self._trial_limit = definition.trials
-        self._ended = -1
+        self._seen = threading.local()  # trials are cached by thread, so is how many had ended then
 
     @property
     def url(self) -> str:
@@ -125,6 +127,8 @@ class AskTell:
 
         Raises:
             DefinitionError: `params` is not in the study's space, or the request id is none.
+            LeaseLostError: the request was handed a trial before, which was lost or given back: ask with another.
+            NotFoundError: the study was deleted.
         """
         if request_id is not None and not (0 < len(request_id) <= 128 and "\0" not in request_id):
             raise DefinitionError(
@@ -132,7 +136,12 @@ class AskTell:
             )
         if params is not None:
             self.definition.space.check(params)
-        return self._ask(_Request(request_id or uuid.uuid4().hex, is_new=request_id is None), params)
+        try:
+            return self._ask(_Request(request_id or uuid.uuid4().hex, is_new=request_id is None), params)
+        except KeyError as error:
+            if error.args != (NOT_FOUND_MSG,):
+                raise
+            raise NotFoundError(f"study {self.study.study_name!r} is not there any more") from None
 
     @patiently
     def _ask(self, request: _Request, chosen: Mapping[str, Any] | None) -> Lease | None:
@@ -145,6 +154,8 @@ class AskTell:
                 leases = self.ledger.open_leases(session, self._study_id)
                 spent = self.ledger.spent(session, self._study_id)
                 trials = self._trials()
+                waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
+                begun = self.ledger.begun(session, self._study_id, [t._trial_id for t in waiting])
             if granted is not None:
                 return self._as_granted(*granted)
             lost = [lease for lease in leases if lease.is_lost]
@@ -152,18 +163,14 @@ class AskTell:
                 self._end_lost(lost)
                 continue
             request.is_new = False
-            self._ended = spent.ended
+            self._seen.ended = spent.ended
+            allows = self._allows_trial(spent)
             try:
-                if chosen is None:
-                    for trial in trials:
-                        if trial.state == TrialState.WAITING:
-                            lease = self._claim(trial, request.id)
-                            if lease is not None:
-                                return lease
-                number = len(trials)
-                if not self._allows_trial(spent):
-                    return None
-                return self._begin(number, request.id, chosen or {}, spent.ended)
+                for trial in waiting if chosen is None else ():
+                    has_run = trial._trial_id in begun
+                    if (has_run or allows) and (lease := self._claim(trial, request.id, has_run)) is not None:
+                        return lease
+                return self._begin(len(trials), request.id, chosen or {}, spent.ended) if allows else None
             except _TakenError:
                 continue  # another was quicker: look again
 
@@ -269,22 +276,28 @@ class AskTell:
         Raises:
             LeaseLostError: the lease ended in another way.
         """
-        with self.ledger.transaction() as session:
-            if (
-                self.ledger.ending(session, self._study_id, lease.trial_id, lease.fence)
-                is not Ending.RELEASED
-            ):
+        try:
+            with self.ledger.transaction() as session:
                 self._let_go(session, self._held(session, lease), Ending.RELEASED)
+        except LeaseLostError:
+            with self.ledger.transaction(Mode.READ) as session:
+                ending = self.ledger.ending(session, self._study_id, lease.trial_id, lease.fence)
+            if ending is not Ending.RELEASED:
+                raise
 
-    def reap(self) -> int:
+    def reap(self, *, forgive: bool = False) -> int:
         """End the leases whose owners are gone or silent, so that no trial stays RUNNING; how many there were.
 
         The next asks hand their trials out. Every ask does this first, and so does the heartbeat of every trial. Not
         tried again: the next one comes soon.
+
+        Args:
+            forgive: hold no attempt against the trials, as it is not by them that their workers are gone.
         """
         with self.ledger.transaction(Mode.READ) as session:
             leases = self.ledger.open_leases(session, self._study_id)
-        return self._end_lost([lease for lease in leases if lease.is_lost])
+        ending = Ending.RELEASED if forgive else Ending.LOST
+        return self._end_lost([lease for lease in leases if lease.is_lost], ending)
 
     @patiently
     def open_leases(self) -> list[HeldLease]:
@@ -320,6 +333,21 @@ class AskTell:
         self._command(number, Command("stop", {}, by))
 
     @patiently
+    def require(self, lease: Lease) -> None:
+        """See that the lease is open still.
+
+        Raises:
+            LeaseLostError: another has the trial now.
+        """
+        with self.ledger.transaction(Mode.READ) as session:
+            self.ledger.require_open(session, self._study_id, lease.trial_id, lease.fence)
+
+    @patiently
+    def user_attrs(self, lease: Lease) -> dict[str, Any]:
+        """The user attributes of a trial, earlier attempts' included."""
+        return dict(self.study._storage.get_trial(lease.trial_id).user_attrs)
+
+    @patiently
     def set_attrs(self, lease: Lease, attrs: Mapping[str, Any]) -> None:
         """Set user attributes of a running trial.
 
@@ -330,14 +358,20 @@ class AskTell:
             self.ledger.database.set_attrs(session, USER_ATTRS, lease.trial_id, attrs)
 
     @patiently
-    def rewind(self, lease: Lease, epoch: int) -> None:
+    def rewind(self, lease: Lease, epoch: int, attrs: Mapping[str, Any] | None = None) -> None:
         """Forget what was reported after `epoch`: the training goes on from there. What was spent stays spent.
+
+        Args:
+            lease: of the trial.
+            epoch: the last that stays.
+            attrs: user attributes to set with it, in one transaction.
 
         Raises:
             LeaseLostError: another has the trial now, or it was ended by hand.
         """
         with self._leased(lease) as session:
             self.ledger.database.forget_reports(session, lease.trial_id, after=epoch)
+            self.ledger.database.set_attrs(session, USER_ATTRS, lease.trial_id, attrs or {})
         lease.values = {e: value for e, value in lease.values.items() if e <= epoch}
 
     @patiently
@@ -414,20 +448,21 @@ class AskTell:
             self._trial_limit is None or spent.trials < self._trial_limit
         )
 
-    def _as_granted(self, trial_id: int, fence: int, attempt: int) -> Lease:
-        """The lease that a request was granted before, as far as it has come."""
-        trial = self.ledger.database.get_trial(trial_id)
-        return Lease(
-            trial_id,
-            trial.number,
-            trial.params,
-            trial.distributions,
-            fence,
-            attempt,
-            dict(trial.intermediate_values),
-        )
+    def _as_granted(self, trial_id: int, fence: int, attempt: int, ending: Ending | None) -> Lease:
+        """The lease that a request was granted before, as far as it has come.
 
-    def _end_lost(self, lost: list[HeldLease]) -> int:
+        It is this owner's from now on: the one who asked before may be gone.
+        """
+        if ending in (Ending.LOST, Ending.RELEASED):
+            raise LeaseLostError(f"the trial of this request is no longer its own: it was {ending.value}")
+        if ending is None:
+            with self.ledger.transaction() as session:
+                self.ledger.adopt(session, self._study_id, trial_id, fence, self.owner)
+        trial = self.ledger.database.get_trial(trial_id)
+        values = dict(trial.intermediate_values)
+        return Lease(trial_id, trial.number, trial.params, trial.distributions, fence, attempt, values)
+
+    def _end_lost(self, lost: list[HeldLease], ending: Ending = Ending.LOST) -> int:
         """Let the trials of lost leases wait for others, those on their last attempt fail.
 
         Its holder may be heard of again since a lease was seen as lost: so each is looked at anew, under the lock.
@@ -437,7 +472,7 @@ class AskTell:
             with contextlib.suppress(LeaseLostError), self.ledger.transaction() as session:
                 held = self._held(session, lease)
                 if held.is_lost:
-                    self._let_go(session, held, Ending.LOST)
+                    self._let_go(session, held, ending)
                     ended += 1
         return ended
 
@@ -448,7 +483,7 @@ class AskTell:
             LeaseLostError: it has ended already.
         """
         database, key = self.ledger.database, (self._study_id, lease.trial_id, lease.fence)
-        if not database.is_running(session, lease.trial_id):  # ended by hand, then left alone
+        if not database.is_running(session, lease.trial_id, lock=True):  # ended by hand, then left alone
             self.ledger.spend(session, self._study_id, ended=1)
             self.ledger.end(session, *key, Ending.BY_HAND)
         elif ending is Ending.LOST and lease.attempt >= self.max_attempts:
@@ -464,25 +499,28 @@ class AskTell:
             database.forget_reports(session, lease.trial_id)
             database.move_trial(session, lease.trial_id, TrialState.RUNNING, TrialState.WAITING)
 
-    def _claim(self, trial: FrozenTrial, request_id: str) -> Lease | None:
+    def _claim(self, trial: FrozenTrial, request_id: str, has_run: bool) -> Lease | None:
         """A lease on a waiting trial; None if it was ended as impossible, or the budget does not allow it.
+
+        One that has run before runs again with its parameters. Those of another are checked, and completed by the
+        sampler.
 
         Raises:
             _TakenError: another was quicker.
         """
         database, trial_id = self.ledger.database, trial._trial_id
-        given = trial.system_attrs.get("fixed_params", {})
-        try:
-            if len(self.definition.space) and not trial.params:
-                self.definition.space.check(given)
-        except DefinitionError as error:
-            failure = {"failure": f"enqueued outside the space: {error}"}
-            with self.ledger.transaction() as session:
-                database.finish_trial(session, trial_id, TrialState.FAIL, None, failure)
-            return None
         params, distributions = trial.params, trial.distributions
         attrs: dict[str, Any] = {}
-        if not params:  # one that has run before has all of them
+        if not has_run:
+            given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            try:
+                if len(self.definition.space):
+                    self.definition.space.check(given)
+            except DefinitionError as error:
+                failure = {"failure": f"enqueued outside the space: {error}"}
+                with self.ledger.transaction() as session:
+                    database.finish_trial(session, trial_id, TrialState.FAIL, None, failure)
+                return None
             params, distributions, attrs = self._choose(trial.number, given)
         with self._taking() as session:
             last = self.ledger.last_lease(session, self._study_id, trial_id)
@@ -492,9 +530,9 @@ class AskTell:
                 return None
             if not database.move_trial(session, trial_id, TrialState.WAITING, TrialState.RUNNING):
                 raise _TakenError
-            if not trial.params:
-                database.set_params(session, trial_id, params, distributions)
-                database.set_attrs(session, SYSTEM_ATTRS, trial_id, attrs)
+            chosen = {name: value for name, value in params.items() if name not in trial.params}
+            database.set_params(session, trial_id, chosen, distributions)
+            database.set_attrs(session, SYSTEM_ATTRS, trial_id, attrs)
             lease = Lease(trial_id, trial.number, params, distributions, fence=1)
             if last is not None:
                 fence, attempt, ending = last
@@ -609,7 +647,9 @@ class AskTell:
         """
         database, key = self.ledger.database, (self._study_id, lease.trial_id, lease.fence)
         new, last = dict(values), max(values)
-        with self.ledger.transaction(Mode.RELAXED) as session:
+        # a worker outlives its database's crash only where that is a server: there, what it was told must last
+        mode = Mode.RELAXED if database.is_sqlite else Mode.DURABLE
+        with self.ledger.transaction(mode) as session:
             if known is not None:
                 room = self._room(self.ledger.spend(session, self._study_id))
                 new = {epoch: value for epoch, value in values.items() if epoch not in known}
@@ -702,8 +742,8 @@ class AskTell:
 
     def _notice(self, spent: Spent) -> None:
         """Forget the trials if others have ended since they were read."""
-        if spent.ended != self._ended:
-            self._ended = spent.ended
+        if spent.ended != getattr(self._seen, "ended", -1):
+            self._seen.ended = spent.ended
             self._forget_trials()
 
     def _frozen(self, lease: Lease) -> FrozenTrial:

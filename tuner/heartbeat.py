@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -13,6 +14,8 @@ from tuner.ask_tell import AskTell, Lease
 from tuner.errors import LeaseLostError, StorageError
 
 __all__ = ["heartbeat"]
+
+_log = logging.getLogger(__name__)
 
 BEATS = 3
 """So many in the life of a lease: it survives one that is missed."""
@@ -39,8 +42,9 @@ class _Kept:
     ask_tell: AskTell
     lease: Lease
     due: float = 0.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
     is_over: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    pid: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
         self.put_off()
@@ -52,6 +56,7 @@ class _Kept:
         with self.lock:
             if self.is_over:
                 return
+            self.put_off()
             try:
                 self.ask_tell.heartbeat(self.lease)
                 self.ask_tell.reap()
@@ -59,7 +64,8 @@ class _Kept:
                 self.is_over = True  # the next report or tell says so
             except StorageError:
                 pass  # the database may be back before the lease runs out
-            self.put_off()
+            except Exception:  # noqa: BLE001 - other leases depend on this thread
+                _log.exception("the heartbeat of trial %d failed", self.lease.number)
 
 
 class _Heart:
@@ -74,7 +80,7 @@ class _Heart:
     def keep(self, kept: _Kept) -> None:
         with self._changed:
             self._kept.add(kept)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
                 self._thread.start()
             elif kept.due < self._wakes:
@@ -82,6 +88,8 @@ class _Heart:
 
     def drop(self, kept: _Kept) -> None:
         """Renew a lease no more. A beat that is under way ends first, so that none comes after the trial's end."""
+        if kept.pid != os.getpid():  # a fork inside the block: the thread, and the lock, are the parent's
+            return
         with self._changed:
             self._kept.discard(kept)
         with kept.lock:
@@ -97,6 +105,7 @@ class _Heart:
         with self._changed:
             while True:
                 now = time.monotonic()
+                self._kept = {kept for kept in self._kept if not kept.is_over}
                 if due := [kept for kept in self._kept if kept.due <= now]:
                     return due
                 self._wakes = min((kept.due for kept in self._kept), default=now + IDLE_SECONDS)

@@ -14,9 +14,10 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
 from tuner.errors import ConflictError, LeaseLostError
-from tuner.storage import Database, Mode
+from tuner.storage import MANY, Database, Mode
 from tuner.tables import CheckpointRow, CommandRow, LeaseRow, SpentRow, metadata
 
 __all__ = ["ENDED_BY_HAND", "Command", "Ending", "HeldLease", "Ledger", "Owner", "Spent"]
@@ -64,7 +65,12 @@ class Owner:
 
     def is_gone(self) -> bool:
         """True only if it was a process of this host that is no more; elsewhere one cannot know."""
-        return self.host == _host() and _started(self.pid) != self.started
+        if self.host != _host():
+            return False
+        try:
+            return _started(self.pid) != self.started
+        except PermissionError:  # another user's, which this system hides
+            return False
 
 
 @cache
@@ -86,6 +92,8 @@ def _started(pid: int) -> float | None:
                 None if fields[0] == "Z" else float(fields[19])
             )  # a zombie is dead, its parent only has not noticed
         except (FileNotFoundError, ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 0)  # a process that is there, and not to be seen: PermissionError
             return None
     try:
         return psutil.Process(pid).create_time()
@@ -145,6 +153,7 @@ class Command:
     kind: str
     values: Mapping[str, Any]
     by: str
+    key: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
 
 
 class _Now(FunctionElement[float]):
@@ -189,8 +198,10 @@ _OPEN_LEASES = (
     .where(_LEASE.study_id == _given("study"), _OPEN)
     .order_by(_LEASE.trial_id)
 )
-_HELD = _OPEN_LEASES.where(_LEASE.trial_id == _given("trial"), _LEASE.fence == _given("the_fence"))
-_GRANTED = sa.select(_LEASE.trial_id, _LEASE.fence, _LEASE.attempt).where(
+_HELD = _OPEN_LEASES.where(
+    _LEASE.trial_id == _given("trial"), _LEASE.fence == _given("the_fence")
+).with_for_update()
+_GRANTED = sa.select(_LEASE.trial_id, _LEASE.fence, _LEASE.attempt, _LEASE.ending).where(
     _LEASE.study_id == _given("study"), _LEASE.request_id == _given("request")
 )
 _LAST = (
@@ -219,6 +230,7 @@ _RENEW = (
     )
     .returning(_LEASE.commands)
 )
+_ADOPT = sa.update(_LEASES).where(*_THIS).values(owner=_given("who"))
 _END = (
     sa.update(_LEASES)
     .where(*_THIS, _OPEN)
@@ -256,6 +268,11 @@ _WANTED = (
 _WAITING = _WANTED.where(_COMMAND.delivered_fence.is_(None))
 _DELIVERED = _WANTED.where(
     _COMMAND.delivered_fence == _given("the_fence"), _COMMAND.delivered_epoch == _given("epoch")
+)
+_TAKE_BACK = (
+    sa.update(_COMMANDS)
+    .where(*_ABOUT_TRIAL, _COMMAND.kind == "stop", _COMMAND.delivered_fence == _given("the_fence"))
+    .values(delivered_fence=None, delivered_epoch=None)
 )
 _DELIVER = (
     sa.update(_COMMANDS)
@@ -298,16 +315,47 @@ class Ledger:
             raise self._lost(session, key)
         return HeldLease(*row)
 
+    def require_open(self, session: Session, study_id: int, trial_id: int, fence: int) -> None:
+        """See that a lease is open still.
+
+        Raises:
+            LeaseLostError: it has ended.
+        """
+        key = {"study": study_id, "trial": trial_id, "the_fence": fence}
+        row = session.execute(_ENDING, key).one_or_none()
+        if row is None or row.ending is not None:
+            raise self._lost(session, key)
+
     def ending(self, session: Session, study_id: int, trial_id: int, fence: int) -> Ending | None:
         """How a lease ended; None while it is open, or if there never was one."""
         key = {"study": study_id, "trial": trial_id, "the_fence": fence}
         ending: str | None = session.scalar(_ENDING, key)
         return None if ending is None else Ending(ending)
 
-    def granted_to(self, session: Session, study_id: int, request_id: str) -> tuple[int, int, int] | None:
-        """Trial id, fence and attempt of the lease that a request was granted; None if it was granted none."""
+    def granted_to(
+        self, session: Session, study_id: int, request_id: str
+    ) -> tuple[int, int, int, Ending | None] | None:
+        """Trial id, fence, attempt and ending of the lease that a request was granted; None if it was granted none."""
         row = session.execute(_GRANTED, {"study": study_id, "request": request_id}).one_or_none()
-        return None if row is None else (row.trial_id, row.fence, row.attempt)
+        return (
+            None if row is None else (row.trial_id, row.fence, row.attempt, row.ending and Ending(row.ending))
+        )
+
+    def begun(self, session: Session, study_id: int, trial_ids: Sequence[int]) -> set[int]:
+        """Those of the trials that had a lease before."""
+        query = sa.select(_LEASE.trial_id).where(_LEASE.study_id == study_id).distinct()
+        blocks = (trial_ids[first : first + MANY] for first in range(0, len(trial_ids), MANY))
+        return {i for block in blocks for i in session.scalars(query.where(_LEASE.trial_id.in_(block)))}
+
+    def adopt(self, session: Session, study_id: int, trial_id: int, fence: int, owner: str) -> None:
+        """Let another process of its owner go on with an open lease.
+
+        Raises:
+            LeaseLostError: the lease has ended.
+        """
+        self.renew(session, study_id, trial_id, fence)
+        key = {"study": study_id, "trial": trial_id, "the_fence": fence}
+        session.execute(_ADOPT, {**key, "who": owner})
 
     def last_lease(
         self, session: Session, study_id: int, trial_id: int
@@ -377,6 +425,11 @@ class Ledger:
         more = {"more_epochs": epochs, "more_seconds": seconds}
         if session.scalar(_END, key | how | more) is None:
             raise self._lost(session, key)
+        if ending in (
+            Ending.LOST,
+            Ending.RELEASED,
+        ):  # who hears of a stop and is lost has not stopped the trial
+            session.execute(_TAKE_BACK, key)
 
     def was_told(self, session: Session, study_id: int, trial_id: int, fence: int, told: Any) -> bool:
         """Whether this lease ended with exactly this told; False if it has not ended with a tell.
@@ -422,10 +475,13 @@ class Ledger:
         return Spent(*row) if row else Spent()
 
     def command(self, session: Session, study_id: int, trial_id: int, command: Command) -> bool:
-        """Leave a command for the next report of a trial; False if nobody has a lease on it."""
+        """Leave a command for the next report of a trial, once; False if nobody has a lease on it."""
         row = {"study_id": study_id, "trial_id": trial_id, "kind": command.kind, "by": command.by}
-        values = json.dumps(dict(command.values))
-        session.execute(sa.insert(_COMMANDS).values(**row, values_json=values, asked_at=_NOW))
+        insert = self.database.insert(_COMMANDS).values(
+            **row, command_key=command.key, values_json=json.dumps(dict(command.values)), asked_at=_NOW
+        )
+        if session.scalar(insert.on_conflict_do_nothing().returning(_COMMAND.command_id)) is None:
+            return True
         return session.scalar(_HOLDER, {"study": study_id, "trial": trial_id}) is not None
 
     def deliver(
@@ -477,7 +533,7 @@ class Ledger:
         )
 
     def _open_books(self, session: Session, study_id: int) -> None:
-        session.execute(sa.insert(_BOOKS).values(study_id=study_id))
+        session.execute(self.database.insert(_BOOKS).values(study_id=study_id).on_conflict_do_nothing())
 
     def _lost(self, session: Session, key: Mapping[str, int]) -> LeaseLostError:
         """Why a lease is not open any more, in words."""

@@ -60,6 +60,9 @@ QUICK_SECONDS = 0.1
 IDLE_SECONDS = 2.0
 """A server's connection that was not used for so long is tried before it is used again."""
 
+POOL = {"max_overflow": -1}
+"""As many connections as threads ask for at once: one that waits for a connection may hold a lock that others want."""
+
 PATIENCE = 60.0
 """For how many seconds what failed for want of a database is tried again."""
 
@@ -80,8 +83,14 @@ MANY = 500
 
 # statements are made once: that takes ten times as long as to run one
 _given = sa.bindparam
-_LOCK_STUDY = sa.select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == _given("study")).with_for_update()
+# not against the foreign keys of rows that others insert meanwhile: who claims a waiting trial locks the books first
+_LOCK_STUDY = (
+    sa.select(_STUDIES.c.study_id)
+    .where(_STUDIES.c.study_id == _given("study"))
+    .with_for_update(key_share=True)
+)
 _STATE = sa.select(_TRIALS.c.state).where(_TRIALS.c.trial_id == _given("trial"))
+_STATE_LOCKED = _STATE.with_for_update()
 _LAST_NUMBER = (
     sa.select(_TRIALS.c.number)
     .where(_TRIALS.c.study_id == _given("study"))
@@ -237,10 +246,10 @@ class Database(RDBStorage):
     def _prepare(self) -> None:
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         # each dialect has its own word for what an INSERT does about rows that are there
-        insert: Any = sqlite.insert if self.is_sqlite else postgresql.insert
-        report = insert(_REPORTS).on_conflict_do_nothing()
+        self.insert: Callable[[sa.Table], Any] = sqlite.insert if self.is_sqlite else postgresql.insert
+        report = self.insert(_REPORTS).on_conflict_do_nothing()
         self._report = report.returning(_REPORTS.c.step)
-        self._set_attrs = {table: _upsert(insert(table)) for table in (USER_ATTRS, SYSTEM_ATTRS)}
+        self._set_attrs = {table: _upsert(self.insert(table)) for table in (USER_ATTRS, SYSTEM_ATTRS)}
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _leave_transactions_to_us)
             sa.event.listen(self.engine, "begin", _begin)
@@ -300,9 +309,13 @@ class Database(RDBStorage):
         if not self.is_sqlite:
             session.execute(_LOCK_STUDY, {"study": study_id})
 
-    def is_running(self, session: Session, trial_id: int) -> bool:
-        """Whether the trial is running still: somebody may have ended it by hand, in the dashboard for instance."""
-        return bool(session.scalar(_STATE, {"trial": trial_id}) == TrialState.RUNNING)
+    def is_running(self, session: Session, trial_id: int, *, lock: bool = False) -> bool:
+        """Whether the trial is running still: somebody may have ended it by hand, in the dashboard for instance.
+
+        With `lock` it stays so until the transaction ends.
+        """
+        state = session.scalar(_STATE_LOCKED if lock else _STATE, {"trial": trial_id})
+        return bool(state == TrialState.RUNNING)
 
     def create_trial(
         self,
@@ -319,6 +332,8 @@ class Database(RDBStorage):
         Returns its id, or None if the next number is another one by now: numbers are given one after the other.
         """
         last = session.scalar(_LAST_NUMBER, {"study": study_id})
+        if last is None and number > 0:
+            models.StudyModel.find_or_raise_by_id(study_id, session)  # it may have been deleted
         if (-1 if last is None else last) != number - 1:
             return None
         trial = {"study_id": study_id, "number": number, "state": TrialState.RUNNING}
@@ -362,7 +377,7 @@ class Database(RDBStorage):
         """Set `USER_ATTRS` or `SYSTEM_ATTRS` of a trial, replacing those of the same keys."""
         if not attrs:
             return
-        rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in attrs.items()]
+        rows = [{"trial_id": trial_id, "key": k, "value_json": _json(v)} for k, v in attrs.items()]
         session.execute(self._set_attrs[table], rows)
 
     def report_values(self, session: Session, trial_id: int, values: Mapping[int, float]) -> bool:
@@ -483,7 +498,7 @@ _ADVICE = {
 _FINAL = ("password authentication failed", "no password supplied", "no pg_hba.conf entry", "does not exist")
 """A server's reasons to turn a connection away that no second try changes."""
 
-_TRANSIENT_STATES = ("08", "57P", "40001", "40P01", "53300", "55P03", "57014", "25P03")
+_TRANSIENT_STATES = ("08", "57P", "40001", "40P01", "53300", "55P03", "57014", "25P03", "25006")
 """PostgreSQL's codes (their beginnings) of what passes: connections lost, the server going down or coming up,
 serialization failures, deadlocks, too many connections, locks and statements that took too long."""
 
@@ -512,7 +527,7 @@ def _is_transient(error: BaseException) -> bool:
 def _engine_settings(url: str) -> dict[str, Any]:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        return {"connect_args": {"factory": SqliteConnection, "timeout": BUSY_SECONDS}}
+        return {"connect_args": {"factory": SqliteConnection, "timeout": BUSY_SECONDS}, **POOL}
     if parsed.get_backend_name() != "postgresql":
         return {"pool_pre_ping": True}
     milliseconds = int(BUSY_SECONDS * 1000)
@@ -531,7 +546,7 @@ def _engine_settings(url: str) -> dict[str, Any]:
         "tcp_user_timeout": milliseconds,
     }
     return {
-        "pool_timeout": BUSY_SECONDS,
+        **POOL,
         "connect_args": {name: value for name, value in arguments.items() if name not in parsed.query},
     }
 
@@ -573,6 +588,22 @@ def _begin(connection: sa.Connection) -> None:
     assert isinstance(driver, SqliteConnection)
     if not driver.begins_soon():
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _json(value: Any) -> str:
+    """A value as JSON, which knows neither NaN nor infinity: these become text. A dashboard could not read them."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(value), allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _upsert(insert: Any) -> Any:

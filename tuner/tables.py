@@ -102,6 +102,8 @@ class CommandRow(Base):
     trial_id: Mapped[int] = mapped_column(
         sa.ForeignKey(models.TrialModel.__table__.c.trial_id, ondelete="CASCADE")
     )
+    command_key: Mapped[str] = mapped_column(sa.String(32), unique=True)
+    """Names it to whoever gives it: given again, as nobody heard that it was taken, it is the same command."""
     kind: Mapped[str] = mapped_column(sa.String(16))
     """`adjust` or `stop`."""
     values_json: Mapped[str] = mapped_column(sa.Text)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from objectives.epoch import Diverged, Epoch, Objective
@@ -23,8 +24,8 @@ from tuner.errors import DefinitionError, LeaseLostError, StorageError, TunerErr
 from tuner.heartbeat import heartbeat
 from tuner.population import CheckpointGoneError, Task, drop_old_checkpoints, plan
 from tuner.samplers.population import ENDED, ENDED_WITH
-from tuner.storage import explain
-from tuner.training import TrainingError
+from tuner.storage import explain, patiently
+from tuner.training import TrainingError, planned_epochs
 
 __all__ = ["Function", "Outcome", "closing_attrs", "run_trial"]
 
@@ -72,10 +73,8 @@ def run_trial(
         lease = ask_tell.ask(params=params)
         if lease is None:
             return None
-        if params is not None:
-            ask_tell.set_attrs(lease, {"origin": "manual"})
-        on_begin(lease)
-        return _run_leased(ask_tell, lease, objective, stopping, on_epoch)
+        origin = {} if params is None else {"origin": "manual"}
+        return _run_leased(ask_tell, lease, objective, stopping, on_epoch, on_begin=on_begin, attrs=origin)
     except optuna.exceptions.StorageInternalError as error:
         raise explain(ask_tell.url, error) from error
 
@@ -86,9 +85,15 @@ def _run_leased(
     objective: Objective | Function,
     stopping: Callable[[], bool],
     on_epoch: Callable[[Epoch], None],
+    *,
+    on_begin: Callable[[Lease], None],
+    attrs: Mapping[str, Any],
 ) -> Outcome:
     try:
         with heartbeat(ask_tell, lease):
+            if attrs:
+                ask_tell.set_attrs(lease, attrs)
+            on_begin(lease)
             if isinstance(objective, Objective):
                 return _run_epochs(ask_tell, lease, objective, stopping, on_epoch)
             return _run_function(ask_tell, lease, objective, stopping)
@@ -172,7 +177,7 @@ def _earlier_attrs(ask_tell: AskTell, lease: Lease) -> dict[str, Any]:
     """What earlier attempts have left on the trial: a trial that was adjusted runs again as it was."""
     if lease.fence == 1:
         return {}
-    return dict(ask_tell.study._storage.get_trial(lease.trial_id).user_attrs)
+    return ask_tell.user_attrs(lease)
 
 
 def _adjust(ask_tell: AskTell, lease: Lease, training: AdjustableTraining, reply: Reply) -> None:
@@ -205,7 +210,10 @@ def _end_early(
 
 
 def _has_ended(training: AdjustableTraining) -> bool:
-    """Whether a training has no further epoch. The only way to know is to let it try."""
+    """Whether a training has no further epoch. Where it does not say how many it has, one has to let it try."""
+    planned = planned_epochs(training.objective, training.params)
+    if planned is not None:
+        return training.epoch >= planned
     try:
         return training.advance() is None
     except (TrainingError, AdjustmentRefusedError):
@@ -217,27 +225,52 @@ class _Interrupted(BaseException):
 
 
 class _LeasedTrial(optuna.Trial):
-    """Optuna's trial, whose reports go through the ledger: counted in the budget, refused once the lease is lost."""
+    """Optuna's trial, whose writes are patient, counted in the budget, and refused once the lease is lost."""
 
     def __init__(self, ask_tell: AskTell, lease: Lease, stopping: Callable[[], bool]) -> None:
-        ask_tell.study.get_trials(
-            deepcopy=False
-        )  # Optuna's cache must have met a trial before it is written to
-        super().__init__(ask_tell.study, lease.trial_id)
         self._ask_tell, self._lease, self._stopping = ask_tell, lease, stopping
-        self._answer, self.clock = Answer.CONTINUE, time.perf_counter()
+        self.reply, self.clock = Reply(Answer.CONTINUE), time.perf_counter()
+        self._begin()
+
+    @property
+    def url(self) -> str:
+        """The database's."""
+        return self._ask_tell.url
+
+    @patiently
+    def _begin(self) -> None:
+        study = self._ask_tell.study
+        study.get_trials(deepcopy=False)  # Optuna's cache must have met a trial before it is written to
+        super().__init__(study, self._lease.trial_id)
+
+    @patiently
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        self._ask_tell.require(self._lease)
+        return super()._suggest(name, distribution)
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        self._ask_tell.set_attrs(self._lease, {key: value})
+        self._cached_frozen_trial.user_attrs[key] = value
 
     def report(self, value: float, step: int) -> None:
         if step in self._lease.values:
             return  # as Optuna: the first report of a step counts
         now = time.perf_counter()
-        self._answer = self._ask_tell.report(self._lease, step, value, seconds=now - self.clock).answer
+        self.reply = self._ask_tell.report(self._lease, step, value, seconds=now - self.clock)
         self.clock = now
+        if self.reply.answer is Answer.ADJUST:
+            self.set_user_attr("refused", "a plain function cannot be adjusted while it runs")
         self._leave_if_stopping()
 
     def should_prune(self) -> bool:
         self._leave_if_stopping()
-        return self._answer is not Answer.CONTINUE
+        return self.reply.answer in (Answer.PRUNE, Answer.STOP)
+
+    def stopped(self) -> dict[str, str]:
+        """Who ended the trial, where it was not the function itself; an attribute of the trial."""
+        if self.reply.answer is Answer.STOP:
+            return {"stopped": f"by {self.reply.by}" if self.reply.by else "budget"}
+        return {"stopped": "pruner"} if self.reply.answer is Answer.PRUNE else {}
 
     def _leave_if_stopping(self) -> None:
         if self._stopping():
@@ -249,24 +282,26 @@ def _run_function(
 ) -> Outcome:
     started = time.perf_counter()
     trial = _LeasedTrial(ask_tell, lease, stopping)
+    stopped: dict[str, str] = {}
     try:
-        value = float(function(trial))
-        if math.isnan(value):
+        value: float | None = float(function(trial))
+        if value is not None and math.isnan(value):
             raise Diverged(max(1, len(lease.values)), "the value is not a number")
         state = TrialState.COMPLETE
     except _Interrupted:
         ask_tell.release(lease)
         return _outcome(ask_tell, lease, None)
     except optuna.TrialPruned:
-        state = TrialState.PRUNED
+        stopped, value = trial.stopped(), lease.last_value
+        is_wanted = bool(trial.reply.by) and value is not None and not math.isnan(value)
+        state = TrialState.COMPLETE if is_wanted else TrialState.PRUNED
     except (LeaseLostError, StorageError, optuna.exceptions.StorageInternalError):
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a training raises is recorded
         attrs = _attrs(lease, None, started)
         return _fail(ask_tell, lease, TrainingError(error), attrs, time.perf_counter() - trial.clock)
-    told = value if state is TrialState.COMPLETE else lease.last_value
     since = time.perf_counter() - trial.clock
-    return _tell(ask_tell, lease, state, told, _attrs(lease, None, started), seconds=since)
+    return _tell(ask_tell, lease, state, value, _attrs(lease, None, started, **stopped), seconds=since)
 
 
 def _tell(

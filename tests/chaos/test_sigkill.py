@@ -24,7 +24,8 @@ from tuner.ledger import Ending, Spent
 FULL = os.environ.get("CHAOS") == "full"
 ROUNDS = 20 if FULL else 1
 TRIALS = 300
-KILLS = 8 if FULL else 4
+KILLS = 3
+"""So many a round: two of workers, one of the whole run. Most of a round's time is that of processes that start."""
 
 PACKAGE = """
 import os, time
@@ -125,7 +126,9 @@ def _run_with_kills(folder: Path, url: str, chance: random.Random) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_kills_lose_nothing(url: str, tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"] if FULL else ["sqlite"])
+def test_kills_lose_nothing(kind: str, request: pytest.FixtureRequest, tmp_path: Path, seed: int) -> None:
+    url = request.getfixturevalue(f"{kind}_url")
     _install(tmp_path)
     killed = _run_with_kills(tmp_path, url, random.Random(seed))
     assert killed == KILLS, "the run was over too soon"
@@ -143,13 +146,10 @@ def test_kills_lose_nothing(url: str, tmp_path: Path, seed: int) -> None:
     for number, state, value, attempt in _told(tmp_path):
         trial = trials[number]  # type: ignore[call-overload]
         assert (trial.state.name, trial.value, trial.user_attrs.get("attempts", 1)) == (state, value, attempt)
-    lost = 0
     for trial in trials:
         with ask_tell.ledger.transaction() as session:
             history = ask_tell.ledger.history(session, ask_tell.study._study_id, trial._trial_id)
         *before, last = [attempt["ending"] for attempt in history]
-        assert set(before) <= {Ending.LOST}
+        assert set(before) <= {Ending.LOST, Ending.RELEASED}  # the latter where another was killed beside it
         assert last == (Ending.TOLD if trial.state is TrialState.COMPLETE else Ending.LOST)
-        assert len(history) == trial.user_attrs.get("attempts", 1) <= 3
-        lost += len(history) - 1
-    assert lost > 0
+        assert 1 + before.count(Ending.LOST) == trial.user_attrs.get("attempts", 1) <= 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from optuna.trial import TrialState
 from tuner import StudyDefinition, StudyManager
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
 from tuner.errors import ConflictError, DefinitionError, LeaseLostError, NotFoundError
+from tuner.heartbeat import heartbeat
 from tuner.ledger import Owner, Spent
 from tuner.trial_run import run_trial
 
@@ -539,6 +541,167 @@ def test_a_heartbeat_ends_the_leases_of_lost_workers_too(sqlite_url: str) -> Non
     assert outcome is not None
     assert outcome.number == 1
     assert ask_tell.study.trials[lost.number].state is TrialState.WAITING
+
+
+def test_a_lost_lease_is_beaten_for_no_more_and_a_beat_that_breaks_stops_no_other(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_tell = begin(sqlite_url)
+    ask_tell.ledger.lease_seconds = 0.3
+    lost, kept = must(ask_tell.ask()), must(ask_tell.ask())
+    ask_tell.release(lost)
+    beats: Counter[int] = Counter()
+    beat = AskTell.heartbeat
+
+    def counted(self: AskTell, lease: Lease) -> Reply:
+        beats[lease.number] += 1
+        if lease.number == kept.number and beats[kept.number] == 1:
+            raise PermissionError("no beat can know all that goes wrong")
+        return beat(self, lease)
+
+    monkeypatch.setattr(AskTell, "heartbeat", counted)
+    with heartbeat(ask_tell, lost), heartbeat(ask_tell, kept):
+        until = time.monotonic() + 20.0
+        while beats[kept.number] < 5 and time.monotonic() < until:
+            time.sleep(0.02)
+    assert beats[lost.number] == 1
+    assert beats[kept.number] >= 5
+
+
+def test_a_request_of_a_process_that_is_gone_goes_on_in_another(url: str) -> None:
+    ask_tell = begin(url)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    ask_tell.owner = str(Owner(Owner.here().host, gone.pid, 1.0))
+    first = must(ask_tell.ask("r"))
+    again = StudyManager(url).ask_tell("s")
+    lease = must(again.ask("r"))
+    assert lease == first
+    assert again.reap() == 0  # it is this process's now
+    again.report(lease, 1, 0.5)
+    again.release(lease)
+    with pytest.raises(LeaseLostError, match="no longer its own: it was released"):
+        again.ask("r")
+
+
+def test_a_stop_that_a_lost_worker_heard_reaches_its_successor(url: str) -> None:
+    ask_tell = begin(url)
+    lost = must(ask_tell.ask())
+    ask_tell.stop(lost.number, by="ada")
+    assert ask_tell.report(lost, 1, 0.5).answer is Answer.STOP
+    expire(ask_tell)
+    assert ask_tell.report(must(ask_tell.ask()), 1, 0.5) == Reply(Answer.STOP, by="ada")
+
+
+def test_a_trial_ended_by_hand_just_before_its_lease_is_given_up_keeps_what_it_has(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_tell = begin(url)
+    lease = must(ask_tell.ask())
+    ask_tell.report_many(lease, {1: 0.5, 2: 0.4})
+    expire(ask_tell)
+    held = ask_tell.ledger.held
+
+    def and_then_by_hand(*args: Any) -> Any:
+        found = held(*args)
+        if "postgresql" in url:  # SQLite has locked the whole database by now
+            StudyManager(url).open("s").tell(0, 0.1)
+        return found
+
+    if "sqlite" in url:
+        ask_tell.study.tell(0, 0.1)
+    monkeypatch.setattr(ask_tell.ledger, "held", and_then_by_hand)
+    ask_tell.reap()
+    (trial,) = ask_tell.study.trials
+    assert (trial.state, trial.intermediate_values) == (TrialState.COMPLETE, {1: 0.5, 2: 0.4})
+    assert ask_tell.spent() == Spent(trials=1, ended=1, epochs=2)
+
+
+def test_claims_and_new_trials_never_wait_for_each_other_in_a_circle(postgresql_url: str) -> None:
+    begin(postgresql_url)
+
+    def give_back(rounds: int) -> None:
+        ask_tell = StudyManager(postgresql_url).ask_tell("s")
+        for _ in range(rounds):
+            lease = must(ask_tell.ask())
+            with contextlib.suppress(LeaseLostError):
+                ask_tell.release(lease)
+
+    def begin_new(rounds: int) -> None:
+        ask_tell = StudyManager(postgresql_url).ask_tell("s")
+        for _ in range(rounds):
+            ask_tell.tell(must(ask_tell.ask(params={"units": 5})), TrialState.COMPLETE, 1.0)
+
+    with ThreadPoolExecutor(6) as pool:
+        for done in [pool.submit(task, 12) for task in (give_back, begin_new) * 3]:
+            done.result()
+    with StudyManager(postgresql_url).ask_tell("s").ledger.transaction() as session:
+        text = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        assert session.scalar(sa.text(text)) == 0
+
+
+def test_more_threads_than_a_pool_has_connections(url: str) -> None:
+    ask_tell = begin(url, budget={"trials": 60}, pruner={"name": "median", "startup_trials": 1})
+
+    def work() -> None:
+        own = AskTell(ask_tell.study, ask_tell.definition, ask_tell.ledger)
+        while (lease := own.ask()) is not None:
+            own.report(lease, 1, 1.0)
+            own.tell(lease, TrialState.COMPLETE, 1.0)
+
+    with ThreadPoolExecutor(32) as pool:
+        for done in [pool.submit(work) for _ in range(32)]:
+            done.result()
+    assert ask_tell.spent() == Spent(trials=60, ended=60, epochs=60)
+
+
+def test_an_ask_for_a_deleted_study_says_so(url: str) -> None:
+    ask_tell = begin(url)
+    complete(ask_tell)
+    ask_tell.study.get_trials()
+    optuna.delete_study(study_name="s", storage=url)
+    with pytest.raises(NotFoundError, match="not there any more"):
+        ask_tell.ask()
+
+
+def test_waiting_trials_beyond_the_budget_cost_an_ask_nothing(sqlite_url: str) -> None:
+    ask_tell = begin(sqlite_url, budget={"trials": 1})
+    lost = must(ask_tell.ask())
+    for _ in range(20):
+        ask_tell.study.enqueue_trial({"units": 7})
+    commits: Counter[str] = Counter()
+    sa.event.listen(ask_tell.ledger.database.engine, "commit", lambda _: commits.update(["all"]))
+    assert ask_tell.ask() is None
+    assert commits == {"all": 1}
+    ask_tell.release(lost)
+    assert must(ask_tell.ask()).number == lost.number  # it is in the budget already
+
+
+def test_a_waiting_trial_with_parameters_of_somebody_is_checked_and_completed(url: str) -> None:
+    ask_tell = begin(url)
+    space = ask_tell.definition.space.distributions
+    waiting = {
+        "state": TrialState.WAITING,
+        "params": {"units": 7},
+        "distributions": {"units": space["units"]},
+    }
+    ask_tell.study.add_trial(optuna.trial.create_trial(**waiting))  # type: ignore[arg-type]
+    wide = {"units": optuna.distributions.IntDistribution(1, 1000)}
+    far = {"state": TrialState.WAITING, "params": {"units": 900}, "distributions": wide}
+    ask_tell.study.add_trial(optuna.trial.create_trial(**far))  # type: ignore[arg-type]
+    lease = must(ask_tell.ask())
+    assert lease.params["units"] == 7
+    assert ask_tell.study.trials[0].params == lease.params
+    assert set(lease.params) == set(SPACE)
+    assert must(ask_tell.ask()).number == 2
+    assert "units must lie in" in ask_tell.study.trials[1].user_attrs["failure"]
+
+
+def test_attributes_hold_no_nan_that_a_dashboard_could_not_read(url: str) -> None:
+    ask_tell = begin(url)
+    lease = must(ask_tell.ask())
+    ask_tell.tell(lease, TrialState.COMPLETE, 1.0, {"a": float("nan"), "b": [1.0, float("-inf")], "c": 2.0})
+    assert ask_tell.study.trials[0].user_attrs == {"a": "nan", "b": [1.0, "-inf"], "c": 2.0}
 
 
 def test_the_pruner_sees_trials_that_end_meanwhile(sqlite_url: str) -> None:

@@ -76,6 +76,7 @@ def upgrade() -> None:
         sa.Column("command_id", sa.Integer, primary_key=True),
         _study(primary_key=False),
         _trial(primary_key=False),
+        sa.Column("command_key", sa.String(32), nullable=False, unique=True),
         sa.Column("kind", sa.String(16), nullable=False),
         sa.Column("values_json", sa.Text, nullable=False),
         sa.Column("by", sa.String(255), nullable=False),

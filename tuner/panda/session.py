@@ -276,8 +276,7 @@ class Session:
             record["failure"] = self.failure
         rewinds = [*self.rewinds, record]
         with self._leased() as lease:  # first: where this fails, the training is still what the trial says
-            self.ask_tell.set_attrs(lease, {"rewinds": rewinds, **kept.attrs()})
-            self.ask_tell.rewind(lease, epoch)
+            self.ask_tell.rewind(lease, epoch, {"rewinds": rewinds, **kept.attrs()})
         self._training.rewind(epoch)
         self.rewinds = rewinds
         self._log(f"rewound from epoch {self.epoch} to {epoch}")

@@ -22,7 +22,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tuner.cli import main
+from tuner.cli import app, main, storage_app
 from tuner.definition import ComparisonDefinition
 
 STUDY = """
@@ -211,11 +211,19 @@ def test_a_database_that_cannot_be_opened_is_exit_code_1(tuner: Tuner, storage: 
     assert err.startswith("error: ")
 
 
-@pytest.mark.parametrize(
-    "command", ["run", "compare", "studies", "trials", "best", "objectives", "dashboard"]
-)
+COMMANDS = [
+    *(str(info.name or info.callback.__name__) for info in app.registered_commands if info.callback),
+    *(
+        f"storage {info.name or info.callback.__name__}"
+        for info in storage_app.registered_commands
+        if info.callback
+    ),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(tuner: Tuner, command: str) -> None:
-    code, out, _ = tuner(command, "--help")
+    code, out, _ = tuner(*command.split(), "--help")
     assert code == 0
     assert f"tuner {command}" in out.split("Example")[1]
 

@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import pytest
 from optuna.trial import TrialState
 from test_cli import Tuner, tuner  # noqa: F401 - a fixture
 
-from objectives.epoch import Epoch
+from objectives.epoch import Diverged, Epoch, Epochs
 from tuner import StudyDefinition, StudyManager, TunerError
 from tuner.assignment import parse_assignments, parse_value
+from tuner.catalogue import find_objective
 from tuner.errors import DefinitionError
 from tuner.space import Space
 
@@ -184,3 +185,25 @@ def test_panda_names_the_extra_where_textual_is_missing(sqlite_url: str) -> None
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: tuner panda needs textual: pip install 'tuner[panda]'\n"
+
+
+def test_try_says_how_a_trial_stands_in_plain_words(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    tuner("try", "small.toml", "x0=3", "x1=2")
+    _, out, _ = tuner("try", "small.toml", "x0=3", "x1=2")
+    assert re.search(r"trial 1: value [\d.]+, as good as the best so far, trial 0\n", out)
+
+    def stop(interrupted: int) -> Callable[..., Epochs]:
+        def evaluate(*_: Any, **__: Any) -> Epochs:
+            yield Epoch(1, 0.5)
+            raise KeyboardInterrupt if interrupted else Diverged(2, "the loss is infinite")
+
+        return evaluate
+
+    monkeypatch.setattr(type(find_objective("branin")), "evaluate", stop(0))
+    code, out, _ = tuner("try", "small.toml", "x0=3", "x1=2")
+    assert code == 1
+    assert re.search(r"trial 2 ended early \(diverged in epoch 2.*\) after 1 epoch, at 0\.5\n", out)
+    monkeypatch.setattr(type(find_objective("branin")), "evaluate", stop(1))
+    code, _, err = tuner("try", "small.toml", "x0=3", "x1=2")
+    assert code == 130
+    assert "The trial was given back" in err

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -15,7 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from objectives.digits import digits_few
 from objectives.epoch import Epoch, Epochs, Hyperparameter, Seed
 from tuner import StudyDefinition, StudyManager, TunerError
-from tuner.errors import DefinitionError, LeaseLostError, NotFoundError
+from tuner.ask_tell import AskTell
+from tuner.errors import DefinitionError, LeaseLostError, NotFoundError, StorageError
 from tuner.panda import replay
 from tuner.panda import session as session_module
 from tuner.trial_run import run_trial
@@ -468,3 +473,144 @@ def test_what_cannot_be_watched_is_said(manager: StudyManager) -> None:
     ):
         pass
     assert manager.load("few").trials == []
+
+
+@contextlib.contextmanager
+def broken(ask_tell: AskTell, method: str) -> Iterator[None]:
+    """A database that fails in this."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise StorageError("the disk is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ask_tell, method, fail)
+        with pytest.raises(StorageError, match="the disk is full"):
+            yield
+
+
+def test_where_the_database_fails_nothing_is_rewound(manager: StudyManager) -> None:
+    with manager.panda(few(), POINT) as session:
+        session.step(4)
+        session.adjust(learning_rate=0.05)
+        session.step(2)
+        with broken(session.ask_tell, "rewind"):
+            session.rewind(2)
+        assert "rewinds" not in trial_of(manager).user_attrs
+        assert (session.epoch, session.rewinds) == (6, [])
+        assert session.current["learning_rate"] == 0.05
+        session.run(until=8)
+    trial = trial_of(manager)
+    assert list(trial.intermediate_values) == list(range(1, 9))
+    assert trial.value == session.history[-1].value
+    assert replay(trial, digits_few, few()) == list(trial.intermediate_values.values())
+
+
+def test_where_the_database_fails_nothing_is_adjusted_or_noted(manager: StudyManager) -> None:
+    with manager.panda(few(), POINT) as session:
+        session.step(2)
+        with broken(session.ask_tell, "set_attrs"):
+            session.adjust(learning_rate=0.05)
+        with broken(session.ask_tell, "set_attrs"):
+            session.note("lost")
+        assert (session.current["learning_rate"], session.notes) == (0.01, [])
+        assert session.adjustments.record == []
+        session.step()
+    trial = trial_of(manager)
+    assert "adjustments" not in trial.user_attrs
+    assert replay(trial, digits_few, few()) == list(trial.intermediate_values.values())
+
+
+def given_back(manager: StudyManager) -> None:
+    """Trial 0 with two adjustments of Ada's, which whoever takes it up will meet."""
+    with manager.panda(few(), POINT, by="ada") as session:
+        session.step(3)
+        session.adjust(learning_rate=0.02)
+        session.step(2)
+        session.adjust(learning_rate=0.002, dropout=0.1)
+        session.step()
+        session.release()
+
+
+def test_what_another_has_adjusted_is_announced_when_it_is_made_again(manager: StudyManager) -> None:
+    given_back(manager)
+    with manager.panda("few", by="grace") as session:
+        session.step(2)
+        session.adjust(learning_rate=0.1)
+        session.step(4)
+        said = [(event.epoch, event.text) for event in session.log]
+    assert said == [
+        (2, "learning_rate 0.01 → 0.1"),
+        (3, "learning_rate 0.1 → 0.02 (again, as ada made it)"),
+        (5, "learning_rate 0.02 → 0.002 (again, as ada made it)"),
+        (5, "dropout 0 → 0.1 (again, as ada made it)"),
+    ]
+    trial = trial_of(manager)
+    assert made(trial) == [
+        (2, "learning_rate", 0.01, 0.1, "grace"),
+        (3, "learning_rate", 0.1, 0.02, "ada"),
+        (5, "learning_rate", 0.02, 0.002, "ada"),
+        (5, "dropout", 0.0, 0.1, "ada"),
+    ]
+    assert replay(trial, digits_few, few()) == list(trial.intermediate_values.values())
+
+
+def test_a_refused_adjustment_leaves_what_is_recorded_for_later_epochs(manager: StudyManager) -> None:
+    given_back(manager)
+    with manager.panda("few", by="grace") as session:
+        session.step(3)
+        session.adjust(batch_size=1)
+        with pytest.raises(DefinitionError, match=r"taken back: learning_rate 0\.02, batch_size 1$"):
+            session.step()
+        session.run()
+    trial = trial_of(manager)
+    assert made(trial) == [
+        (5, "learning_rate", 0.01, 0.002, "ada"),
+        (5, "dropout", 0.0, 0.1, "ada"),
+    ]
+    assert replay(trial, digits_few, few()) == list(trial.intermediate_values.values())
+
+
+def test_a_session_that_cannot_begin_leaves_nothing_behind(
+    manager: StudyManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = threading.active_count()
+    session = manager.panda(few(), POINT)
+    with broken(session.ask_tell, "set_attrs"):
+        session.__enter__()
+    assert threading.active_count() == before
+    assert not list(tmp_path.glob("panda-*"))
+    assert trial_of(manager).state == TrialState.WAITING
+
+
+def test_a_session_is_used_once(manager: StudyManager) -> None:
+    with manager.panda(few(), POINT) as session:
+        session.step()
+        with pytest.raises(TunerError, match="this session has had its trial, 0"), session:
+            pass
+        session.step()
+    with pytest.raises(TunerError, match="this session has had its trial, 0"), session:
+        pass
+    assert len(manager.load("few").trials) == 1
+
+
+def test_a_metric_cannot_take_the_place_of_the_record(manager: StudyManager) -> None:
+    class Metrics(Curve):
+        def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+            for epoch in super().evaluate(params, seed=seed):
+                adjustment = yield Epoch(epoch.number, epoch.value, dict.fromkeys(named, 7.0))
+                assert adjustment != {}
+
+    named = ("adjustments", "notes", "rewinds", "origin", "failure", "stopped", "epochs", "x", "accuracy")
+    with manager.panda(curve_study(), {"x": 0.5}, Metrics(), by="ada") as session:
+        session.step(2)
+        session.adjust(rate=0.1)
+        session.note("fine")
+        session.step(2)
+    attrs = trial_of(manager, study="c").user_attrs
+    assert [entry["new"] for entry in attrs["adjustments"]] == [0.1]
+    assert [note["text"] for note in attrs["notes"]] == ["fine"]
+    assert (attrs["origin"], attrs["stopped"], attrs["epochs"]) == ("panda", "by ada", 4)
+    assert attrs["accuracy"] == 7.0
+    assert all(attrs[f"last_{name}"] == 7.0 for name in named[:-1])
+    assert not attrs.keys() & {"failure", "rewinds", "x"}

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+from test_cli import Tuner, tuner  # noqa: F401 - a fixture
 from test_panda import POINT, Curve, curve_study, few, made, trial_of
 from textual.events import Key
 from textual.pilot import Pilot
 from textual.widgets import Input
+from textual_plotext import PlotextPlot
 
-from objectives.epoch import Epochs, Seed
+from objectives.epoch import Epoch, Epochs, Seed
 from tuner import StudyManager
 from tuner.panda.app import PandaApp
-from tuner.panda.driver import View
+from tuner.panda.driver import Driver, View
 
 SIZES = [(80, 24), (140, 40)]
 
@@ -84,7 +89,7 @@ def use(
     with manager.panda(study or few(), point, objective, by="ada") as session:
         with ThreadPoolExecutor(1) as pool:  # where Playwright's event loop does not run
             pool.submit(asyncio.run, run()).result()
-        if session.history and not session.is_over:
+        if session.failure is None:
             session.release()
 
 
@@ -157,9 +162,17 @@ def test_refusals_are_one_line_and_change_nothing(manager: StudyManager) -> None
             "learning_rate *fast": "multiplied or divided by a number",
             "learning_rate fast": "learning_rate must be a number; got 'fast'",
             "rewind 7": "cannot rewind to epoch 7: trained are 1–2",
-            "rewind": "rewind takes a whole number of epochs; got nothing",
-            "step x": "step takes a whole number of epochs; got x",
-            "note": "no command 'note'",
+            "rewind": "rewind takes a whole number of epochs, 0 or more; got nothing",
+            "rewind -1": "rewind takes a whole number of epochs, 0 or more; got -1",
+            "step x": "step takes a whole number of epochs, 1 or more; got x",
+            "step -3": "step takes a whole number of epochs, 1 or more; got -3",
+            "run 0": "run goes on to a later epoch than 2; got 0",
+            "run 2": "run goes on to a later epoch than 2; got 2",
+            "note": "note takes a text",
+            "=": "no command '='",
+            "release it": "release stands alone; got release it",
+            "stop now please": "stop stands alone; got stop now please",
+            "learning_rate *true": "multiplied or divided by a number",
         }
         for command, why in refusals.items():
             message = await screen.refused(command)
@@ -259,3 +272,145 @@ def test_a_failed_training_is_told_and_can_be_rewound(manager: StudyManager) -> 
         await screen.until(lambda view: view.epoch == 1)
 
     use(manager, play, study=curve_study(), point={}, objective=Curve(fails=4))
+
+
+@pytest.mark.parametrize("lowest", [0.0, -1.0, 1e-5])
+def test_all_curves_are_drawn_on_one_axis_also_where_one_touches_zero(
+    manager: StudyManager, lowest: float
+) -> None:
+    class Exact(Curve):
+        """The value falls by decades while the train loss reaches `lowest`."""
+
+        def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+            for epoch in range(1, 5):
+                yield Epoch(
+                    epoch, 10.0**-epoch, {"train_loss": 1.0 if epoch < 4 else lowest, "dev_loss": 1.0}
+                )
+
+    scales: list[str] = []
+
+    async def play(screen: Screen) -> None:
+        await screen.pilot.press("space")
+        await screen.until(lambda view: view.is_finished)
+        plot = screen.app.query_one("#curves", PlotextPlot)
+        await screen.pilot.pause(0.1)
+        scales.append(plot.plt.monitor.yscale[0])  # type: ignore[attr-defined]  # set by Plotext
+
+    use(manager, play, study=curve_study(), point={}, objective=Exact())
+    assert scales == ["log" if lowest > 0 else "linear"]
+
+
+def test_a_failed_training_is_not_offered_to_be_completed_and_fails_its_trial(manager: StudyManager) -> None:
+    async def play(screen: Screen) -> None:
+        await screen.pilot.press("space")
+        await screen.until(lambda view: view.failure is not None)
+        await screen.pilot.press("q", "s")
+        assert type(screen.app.screen).__name__ == "Leave"  # s chooses nothing
+        await screen.pilot.press("f")
+
+    use(manager, play, study=curve_study(), point={}, objective=Curve(fails=4))
+    trial = trial_of(manager, study="c")
+    assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "MemoryError: out of memory")
+
+
+def test_a_driver_that_never_began_can_be_closed(manager: StudyManager) -> None:
+    with manager.panda(few(), POINT) as session:
+        assert Driver(session, lambda view: None, lambda text: None).close(timeout=1)
+        session.abandon()
+
+
+@pytest.fixture
+def terminal(tuner: Tuner, monkeypatch: pytest.MonkeyPatch, sqlite_url: str) -> Tuner:  # noqa: F811
+    """The command line as in a terminal, on the test's database; `without` one of its streams."""
+    monkeypatch.setenv("OPTUNA_STORAGE", sqlite_url)
+
+    def run(*arguments: str, without: str = "") -> tuple[int, str, str]:
+        for stream in ("stdin", "stdout"):
+            monkeypatch.setattr(getattr(sys, stream), "isatty", lambda stream=stream: stream != without)
+        return tuner(*arguments)
+
+    return run
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout"])
+def test_without_a_terminal_nothing_is_begun(terminal: Tuner, manager: StudyManager, stream: str) -> None:
+    manager.create(few())
+    code, _, err = terminal("panda", "few", without=stream)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: tuner panda needs a terminal")
+    assert not manager.load("few").trials
+
+
+def with_objective(monkeypatch: pytest.MonkeyPatch, objective: Curve) -> None:
+    begin = StudyManager.panda
+    monkeypatch.setattr(StudyManager, "panda", lambda self, name, point: begin(self, name, point, objective))
+
+
+def test_ctrl_c_while_the_last_epoch_trains_gives_the_trial_back(
+    terminal: Tuner, manager: StudyManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, trains, threads = threading.Event(), threading.Event(), []
+
+    class Slow(Curve):
+        def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+            trains.set()
+            gate.wait(60)
+            yield Epoch(1, 0.0)
+
+    def run(self: PandaApp) -> None:
+        self.driver.start()
+        self.driver.do("step")
+        assert trains.wait(60)
+        threads.append(self.driver)
+        main = threading.main_thread().ident
+        threading.Timer(1.0, lambda: signal.pthread_kill(main, signal.SIGINT)).start()  # type: ignore[arg-type]
+
+    manager.create(curve_study())
+    with_objective(monkeypatch, Slow())
+    monkeypatch.setattr(PandaApp, "run", run)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, out, _ = terminal("panda", "c", "x=0.5")
+    finally:
+        signal.signal(signal.SIGINT, before)
+        gate.set()
+    assert code == 130
+    assert "c trial 0 was given back" in out
+    assert not caplog.records
+    assert trial_of(manager, study="c").state == TrialState.WAITING
+    assert threads[0].close(timeout=30)
+    assert not trial_of(manager, study="c").intermediate_values
+
+
+def test_the_program_leaves_a_failed_training_as_failed(
+    terminal: Tuner, manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(self: PandaApp) -> None:
+        self.driver.start()
+        self.driver.do("run")
+        while self.driver.session.failure is None:
+            time.sleep(0.01)
+
+    manager.create(curve_study())
+    with_objective(monkeypatch, Curve(fails=4))
+    monkeypatch.setattr(PandaApp, "run", run)
+    _, out, err = terminal("panda", "c", "x=0.5")
+    assert not err
+    assert "c trial 0 ended as fail (MemoryError: out of memory) after 3 epochs" in out
+    assert trial_of(manager, study="c").state == TrialState.FAIL
+
+
+def test_steps_are_counted_whatever_the_epochs_are_called(manager: StudyManager) -> None:
+    class Tens(Curve):
+        def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+            for epoch in range(10, 100, 10):
+                yield Epoch(epoch, 0.0)
+
+    async def play(screen: Screen) -> None:
+        await screen.command("step 3")
+        view = await screen.until(lambda view: view.epoch > 0 and not view.is_running)
+        assert view.epoch == 30
+        await screen.pilot.press("n")
+        await screen.until(lambda view: view.epoch == 40 and not view.is_running)
+
+    use(manager, play, study=curve_study(), point={}, objective=Tens())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Self
 
@@ -74,9 +74,13 @@ def login() -> str:
     return ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Adjustments:
-    """The adjustments of a trial: `record` as it stands on the trial, `start` the values that it began with."""
+    """The adjustments of a trial: `record` as it stands on the trial, `start` the values that it began with.
+
+    The record is in the order of the epochs, and each entry's `old` is what those before it have left: an entry made or
+    taken back before others gives them another `old`. Where one is made after the same epoch as another, it is later.
+    """
 
     start: Mapping[str, Any]
     record: list[dict[str, Any]] = field(default_factory=list)
@@ -95,24 +99,37 @@ class Adjustments:
 
     def due(self, epoch: int) -> dict[str, Any]:
         """What is to be sent into the training after `epoch`; after epoch 0, before it starts."""
-        return {entry["name"]: entry["new"] for entry in self.record if entry["epoch"] == epoch}
+        return {entry["name"]: entry["new"] for entry in self.made(epoch)}
 
-    def add(self, epoch: int, values: Mapping[str, Any], by: str) -> list[dict[str, Any]]:
-        """Note new values, checked ones, made by `by` after `epoch`. Returns the new entries."""
-        before, at = self.values(epoch), datetime.now().isoformat(timespec="seconds")
+    def made(self, epoch: int) -> list[dict[str, Any]]:
+        """The entries made after `epoch`."""
+        return [entry for entry in self.record if entry["epoch"] == epoch]
+
+    def add(self, epoch: int, values: Mapping[str, Any], by: str) -> tuple[Adjustments, list[dict[str, Any]]]:
+        """With new values, checked ones, made by `by` after `epoch`; and the new entries."""
+        at = datetime.now().isoformat(timespec="seconds")
         made = [
-            {"epoch": epoch, "name": name, "old": before.get(name), "new": value, "by": by, "at": at}
+            {"epoch": epoch, "name": name, "old": None, "new": value, "by": by, "at": at}
             for name, value in values.items()
         ]
-        self._was_used = True
-        self.record = sorted([*self.record, *made], key=lambda entry: entry["epoch"])  # a stable order
-        return made
+        added = replace(self._with([*self.record, *made]), _was_used=True)
+        return added, added.made(epoch)[-len(made) :] if made else []
 
-    def undo(self, epoch: int) -> list[dict[str, Any]]:
-        """Forget what was made after `epoch` or later; returns it."""
+    def undo(self, epoch: int) -> tuple[Adjustments, list[dict[str, Any]]]:
+        """Without what was made after `epoch` or later; and that."""
         undone = [entry for entry in self.record if entry["epoch"] >= epoch]
-        self.record = [entry for entry in self.record if entry["epoch"] < epoch]
-        return undone
+        return self._with([entry for entry in self.record if entry["epoch"] < epoch]), undone
+
+    def refuse(self, epoch: int) -> tuple[Adjustments, list[dict[str, Any]]]:
+        """Without what was made after `epoch`, which the training has not taken; and that."""
+        return self._with([entry for entry in self.record if entry["epoch"] != epoch]), self.made(epoch)
+
+    def _with(self, record: list[dict[str, Any]]) -> Adjustments:
+        values, linked = dict(self.start), []
+        for entry in sorted(record, key=lambda entry: entry["epoch"]):  # a stable order
+            linked.append({**entry, "old": values.get(entry["name"])})
+            values[entry["name"]] = entry["new"]
+        return replace(self, record=linked)
 
     def attrs(self) -> dict[str, Any]:
         """The record as an attribute of the trial; none where there never was an adjustment."""
@@ -161,7 +178,8 @@ class AdjustableTraining:
         """Train one epoch, with what was adjusted; None at the end of the training.
 
         Raises:
-            AdjustmentRefusedError: the training refused what was adjusted; it is taken back, all else is as it was.
+            AdjustmentRefusedError: the training refused what was adjusted after the last epoch. All of that is taken
+                back, as it was sent at once; what is recorded for later epochs stays, and all else is as it was.
             TrainingError: the objective raised, or broke its contract; the training is over, or to be rewound.
         """
         due = self.adjustments.due(self.epoch)
@@ -172,8 +190,10 @@ class AdjustableTraining:
         except TrainingError as error:
             if not (due and isinstance(error.cause, ValueError) and (self.epoch == 0 or self.checkpoints)):
                 raise
-            self.rewind(self.epoch)
-            raise AdjustmentRefusedError(f"refused: {error.cause}") from None
+            kept, refused = self.adjustments.refuse(self.epoch)
+            self._go_back(self.epoch, kept)
+            names = ", ".join(f"{entry['name']} {entry['new']}" for entry in refused)
+            raise AdjustmentRefusedError(f"refused: {error.cause}; taken back: {names}") from None
         if epoch is not None:
             self.epoch, self._checkpoint = epoch.number, epoch.checkpoint
         return epoch
@@ -181,34 +201,39 @@ class AdjustableTraining:
     def adjust(
         self, ask_tell: AskTell, lease: Lease, values: Mapping[str, Any], by: str
     ) -> list[dict[str, Any]]:
-        """Change hyperparameters from the next epoch on, and write that onto the trial. Returns the new entries.
+        """Change hyperparameters from the next epoch on, once that is written onto the trial. Returns the new entries.
 
         Raises:
             DefinitionError: one cannot be adjusted, or its value is not legal; nothing is changed.
-            LeaseLostError: another has the trial now.
+            LeaseLostError: another has the trial now; nothing is changed.
+            StorageError: the database failed; nothing is changed.
         """
-        made = self.adjustments.add(self.epoch, check_adjustment(self.objective, values), by)
-        ask_tell.set_attrs(lease, self.adjustments.attrs())
+        adjusted, made = self.adjustments.add(self.epoch, check_adjustment(self.objective, values), by)
+        ask_tell.set_attrs(lease, adjusted.attrs())
+        self.adjustments = adjusted
         return made
 
-    def rewind(self, epoch: int) -> list[dict[str, Any]]:
-        """Go back to where the training stood after `epoch`. Returns the adjustments that are undone by that."""
-        self.close()
-        self.epoch, self._checkpoint = epoch, None
-        for later in [e for e in self.checkpoints if e > epoch]:
-            del self.checkpoints[later]
-        return self.adjustments.undo(epoch)
+    def rewind(self, epoch: int) -> None:
+        """Go back to where the training stood after `epoch`, without the adjustments made there or later."""
+        kept, _ = self.adjustments.undo(epoch)
+        self._go_back(epoch, kept)
 
     def drop_unsent(self, epoch: int) -> dict[str, Any]:
-        """Take back what was adjusted after the last epoch that counts. Returns the record, as an attribute."""
-        self.adjustments.undo(epoch)
-        return self.adjustments.attrs()
+        """The record as an attribute, without what was adjusted after the last epoch that counts."""
+        kept, _ = self.adjustments.undo(epoch)
+        return kept.attrs()
 
     def close(self) -> None:
         """End the training."""
         if self._training is not None:
             self._training.close()
             self._training = None
+
+    def _go_back(self, epoch: int, adjustments: Adjustments) -> None:
+        self.close()
+        self.epoch, self._checkpoint, self.adjustments = epoch, None, adjustments
+        for later in [e for e in self.checkpoints if e > epoch]:
+            del self.checkpoints[later]
 
     def _trained(self) -> Training:
         """The training as it stands after `epoch`: the one that runs, or another from a checkpoint.

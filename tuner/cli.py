@@ -181,6 +181,12 @@ def try_(study: AnyStudyArgument, point: PointArgument = None, storage: StorageO
     task = bars.add_task("", total=_planned(definition), value="")
     try:
         trial = manager.try_point(name, given, on_begin=on_begin, on_epoch=on_epoch)
+    except KeyboardInterrupt:
+        if bars.live.is_started:
+            err.print(
+                f"The trial was given back: whoever asks next runs it again, as `tuner try {name}` does."
+            )
+        raise
     finally:
         if bars.live.is_started:
             bars.stop()
@@ -208,19 +214,24 @@ def panda(
         raise MissingDependencyError(
             f"tuner panda needs {(error.name or '').partition('.')[0]}: pip install 'tuner[panda]'"
         ) from None
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise DefinitionError("tuner panda needs a terminal; without one use StudyManager.panda, in Python")
     manager, definition = _find(study, storage)
     given = parse_assignments(point, definition.space) if point else None
-    with threadpool_limits(1), manager.panda(definition.name, given) as session:
-        screen = PandaApp(session, pace=pace)
-        screen.run()
-        if not screen.driver.close(timeout=0.5):
-            err.print("Waiting for the epoch that is training. Ctrl-C gives the trial back at once.")
-            screen.driver.close()
-        if not session.is_over:
-            session.release()
-    out.print(
-        _ending(session, manager.load(definition.name).trials[session.number]), markup=False, soft_wrap=True
-    )
+    session = manager.panda(definition.name, given)
+    try:
+        with threadpool_limits(1), session:
+            screen = PandaApp(session, pace=pace)
+            screen.run()
+            if not screen.driver.close(timeout=0.5):
+                err.print("Waiting for the epoch that is training. Ctrl-C gives the trial back at once.")
+                screen.driver.close()
+            if session.failure is None:  # else leaving fails the trial
+                session.release()
+    finally:
+        if session.is_over:
+            trial = manager.load(definition.name).trials[session.number]
+            out.print(_ending(session, trial), markup=False, soft_wrap=True)
     if screen.return_code:
         raise typer.Exit(screen.return_code)
     _print_where(storage)
@@ -469,8 +480,10 @@ def _standing(trial: FrozenTrial, others: Sequence[FrozenTrial], direction: str)
     """The trial's value, and how it stands against those that were complete before."""
     if trial.state is not TrialState.COMPLETE or trial.value is None:
         epochs = len(trial.intermediate_values)
-        why = trial.user_attrs.get("stopped", "")
-        return f"trial {trial.number} ended early ({why}) after {epochs} epochs, at {_short(_value(trial))}"
+        why = trial.user_attrs.get("failure") or trial.user_attrs.get("stopped") or trial.state.name.lower()
+        reached = [trial.intermediate_values[e] for e in sorted(trial.intermediate_values)[-1:]]
+        at = "".join(f", at {_short(value)}" for value in reached)
+        return f"trial {trial.number} ended early ({why}) after {_epochs(epochs)}{at}"
     text = f"trial {trial.number}: value {_short(trial.value)}"
     values = [(other.value, other.number) for other in others if other.value is not None]
     if not values:
@@ -478,6 +491,8 @@ def _standing(trial: FrozenTrial, others: Sequence[FrozenTrial], direction: str)
     sign = 1 if direction == "minimize" else -1
     best, number = min(values, key=lambda pair: sign * pair[0])
     better = sum(sign * value < sign * trial.value for value, _ in values)
+    if trial.value == best:
+        return f"{text}, as good as the best so far, trial {number}"
     place = "the best so far; before it" if better == 0 else f"place {better + 1} of {len(values) + 1};"
     return f"{text}, {place} the best was {_short(best)} in trial {number}"
 
@@ -487,7 +502,12 @@ def _ending(session: Session, trial: FrozenTrial) -> str:
     if not trial.state.is_finished():
         return f"{name} was given back: whoever asks next runs it again, with the adjustments made so far"
     value = "" if trial.value is None else f" with value {_short(trial.value)}"
-    return f"{name} ended as {trial.state.name.lower()}{value} after {session.epoch} epochs"
+    why = f" ({trial.user_attrs['failure']})" if trial.state is TrialState.FAIL else ""
+    return f"{name} ended as {trial.state.name.lower()}{why}{value} after {_epochs(session.epoch)}"
+
+
+def _epochs(n: int) -> str:
+    return "1 epoch" if n == 1 else f"{n} epochs"
 
 
 def _point(params: Mapping[str, Any]) -> str:

@@ -108,9 +108,12 @@ class Training:
             raise TrainingError(error) from error
 
     def close(self) -> None:
-        """End the training. What it raises then is logged: nothing depends on it any more."""
+        """End the training. What it raises then is logged: nothing depends on it any more.
+
+        One that another thread is training cannot be ended from here; it ends with that thread.
+        """
         try:
-            if self._epochs is not None:
+            if self._epochs is not None and not getattr(self._epochs, "gi_running", False):
                 self._epochs.close()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a training raises
             _log.warning("a training raised while it was closed", exc_info=error)

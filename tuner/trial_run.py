@@ -23,6 +23,7 @@ from tuner.ask_tell import Answer, AskTell, Lease, Reply
 from tuner.errors import DefinitionError, LeaseLostError, StorageError, TunerError
 from tuner.heartbeat import heartbeat
 from tuner.population import CheckpointGoneError, Task, drop_old_checkpoints, plan
+from tuner.samplers.population import ENDED, ENDED_WITH
 from tuner.storage import explain, patiently
 from tuner.training import TrainingError, planned_epochs
 
@@ -331,13 +332,24 @@ def _attrs(lease: Lease, last: Epoch | None, started: float, **more: Any) -> dic
     return closing_attrs(lease, last, time.perf_counter() - started, **more)
 
 
+RECORDS = frozenset(
+    {
+        *("adjustments", "rewinds", "notes", "origin", "refused", "stopped", "would_prune"),
+        *("failure", "error_type", "traceback", "attempts", "attempt_history", "epochs", "training_seconds"),
+        *("generation", "member", "parent", "explored", ENDED, ENDED_WITH),
+    }
+)
+"""A trial's attributes that tell how it came about and ended."""
+
+
 def closing_attrs(lease: Lease, last: Epoch | None, seconds: float, **more: Any) -> dict[str, Any]:
     """What is kept on the trial besides its value: the last epoch's metrics, and what it cost.
 
-    A metric that is named as a parameter (the learning rate after its decay) gets `last_` before its name.
+    A metric that is named as a parameter (the learning rate after its decay) or as what we keep on record ourselves
+    (`RECORDS`) gets `last_` before its name.
     """
     reached = {} if last is None else {k: float(v) for k, v in last.metrics.items() if math.isfinite(v)}
-    metrics = {f"last_{k}" if k in lease.params else k: v for k, v in reached.items()}
+    metrics = {f"last_{k}" if k in lease.params or k in RECORDS else k: v for k, v in reached.items()}
     spent = {"epochs": len(lease.values), "training_seconds": round(seconds, 3)}
     attempts = {"attempts": lease.attempt} if lease.attempt > 1 else {}
     return {**metrics, **spent, **attempts, **more}

@@ -6,7 +6,7 @@ Needs textual and textual-plotext: the extra `panda`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from string import ascii_letters
 from typing import Any, ClassVar
 
@@ -183,8 +183,9 @@ class PandaApp(App[None]):
         self._leave("release")
 
     def _leave(self, command: str | None) -> None:
-        if command is not None:
+        if command:
             self.driver.do(command)
+        if command is not None:
             self.exit()
 
     # ---- what comes from the driver's thread
@@ -227,8 +228,7 @@ class PandaApp(App[None]):
         plt.clear_data()
         plt.clear_figure()
         curves = _curves(view)
-        values = [value for value in (epoch.value for epoch in view.history) if math.isfinite(value)]
-        if values and min(values) > 0 and max(values) / min(values) > 50:
+        if _spans_decades([value for _, _, values, _ in curves for value in values]):
             plt.yscale("log")
         for epoch in view.adjusted:
             if 0 < epoch < view.epoch:
@@ -272,29 +272,39 @@ class Leave(ModalScreen[str | None]):
     Leave { align: center middle; }
     Leave Static { width: 66; height: auto; padding: 1 2; background: $panel; border: round $warning; }
     """
-    CHOICES: ClassVar[Mapping[str, str]] = {"s": "stop", "a": "abandon", "b": "release"}
 
     def __init__(self, view: View) -> None:
         super().__init__()
         self.seen = view
+        self.choices = {"a": "abandon", "b": "release"}
+        if view.failure is not None:
+            self.choices["f"] = ""  # a session left with a failure fails its trial
+        elif view.history:
+            self.choices["s"] = "stop"
 
     def compose(self) -> ComposeResult:
         """The choices."""
-        last = f"{self.seen.history[-1].value:.4g}, of epoch {self.seen.epoch}" if self.seen.history else ""
+        what = {"a": "abandon: pruned", "b": "back: a worker or a later session runs it again"}
+        if self.seen.history:
+            last = self.seen.history[-1]
+            what["s"] = f"stop: complete, with its value {last.value:.4g}, of epoch {last.number}"
+        what["f"] = f"failed: {self.seen.failure}"
+        lines = [
+            f"[bold]{key}[/bold]    {escape(what[key])}"
+            for key in ("s", "f", "a", "b")
+            if key in self.choices
+        ]
         text = Text.from_markup(
             f"Trial {self.seen.number} has not ended. What shall become of it?\n\n"
-            + (f"[bold]s[/bold]    stop: complete, with its value {last}\n" if last else "")
-            + "[bold]a[/bold]    abandon: pruned\n"
-            "[bold]b[/bold]    back: a worker or a later session runs it again\n"
-            "[bold]Esc[/bold]  stay"
+            + "\n".join([*lines, "[bold]Esc[/bold]  stay"])
         )
         yield Static(text)
 
     def on_key(self, event: Key) -> None:
         """Choose."""
         event.stop()
-        if event.key in self.CHOICES and (event.key != "s" or self.seen.history):
-            self.dismiss(self.CHOICES[event.key])
+        if event.key in self.choices:
+            self.dismiss(self.choices[event.key])
         elif event.key == "escape":
             self.dismiss(None)
 
@@ -400,6 +410,11 @@ def _legend(view: View) -> Text:
     marks = [Text.assemble(("━ ", f"rgb{colour}".replace(" ", "")), name) for name, colour in colours.items()]
     adjusted = [Text.assemble(("│ ", "dim"), "adjusted")] if any(view.adjusted) else []
     return Text("  ").join([*marks, *adjusted])
+
+
+def _spans_decades(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis shows more: all curves share it, so none may touch 0."""
+    return bool(values) and min(values) > 0 and max(values) / min(values) > 50
 
 
 def _points(pairs: Iterable[tuple[int, float]]) -> tuple[list[int], list[float]]:

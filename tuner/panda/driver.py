@@ -47,6 +47,7 @@ class View:
     is_finished: bool
     is_over: bool
     stopped: str | None
+    failure: str | None
     history: tuple[Epoch, ...]
     best: Epoch | None
     current: Mapping[str, Any]
@@ -74,6 +75,7 @@ class Driver:
     say: Callable[[str], None]
     pace: float = 0.0
     _until: float = 0.0
+    _steps: int = 0
     _jobs: queue.SimpleQueue[Callable[[], None]] = field(default_factory=queue.SimpleQueue)
     _closing: bool = False
 
@@ -90,10 +92,14 @@ class Driver:
 
         Returns whether that was done within `timeout` seconds.
         """
-        self._until = 0.0
+        self._pause()
         self._jobs.put(self._finish)
-        self._thread.join(timeout)
+        if self._thread.ident is not None:  # it was started
+            self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def _pause(self) -> None:
+        self._until, self._steps = 0.0, 0
 
     def _finish(self) -> None:
         self._closing = True
@@ -103,12 +109,12 @@ class Driver:
         """Whether the next epoch will be trained without being asked for."""
         session = self.session
         ended = session.is_over or session.is_finished or session.failure is not None
-        return not ended and session.epoch < self._until
+        return not ended and (self._steps > 0 or session.epoch < self._until)
 
     def toggle(self) -> None:
         """Pause, or run on."""
         if self.is_running:
-            self._until = 0.0  # at once, also while an epoch trains
+            self._pause()  # at once, also while an epoch trains
             self._jobs.put(lambda: None)
         else:
             self.do("run")
@@ -123,7 +129,7 @@ class Driver:
             try:
                 self._turn()
             except Exception as error:  # noqa: BLE001 - whatever it is, the person must see it
-                self._until = 0.0
+                self._pause()
                 self.say(str(error).splitlines()[0] if str(error) else type(error).__name__)
             if not self._closing:
                 self.show(self._view())
@@ -136,6 +142,7 @@ class Driver:
             return
         self._next_epoch = time.monotonic() + self.pace
         self.session.step()
+        self._steps = max(0, self._steps - 1)
 
     def _obey(self, text: str) -> None:
         word, _, rest = text.strip().partition(" ")
@@ -144,24 +151,37 @@ class Driver:
         match word:
             case "step" | "run":
                 session.require_trainable()
+                self._pause()
                 self._next_epoch = 0.0  # the person has waited already
-                goal = _whole(rest, word) if rest else (1 if word == "step" else None)
-                self._until = math.inf if goal is None else goal + (session.epoch if word == "step" else 0)
-            case "pause":
-                self._until = 0.0
+                if word == "step":
+                    self._steps = _whole(rest or "1", word, 1)
+                else:
+                    self._until = self._goal(rest) if rest else math.inf
             case "rewind":
                 session.rewind(_whole(rest, word))
-                self._until = 0.0
-            case "note" if rest:
+                self._pause()
+            case "note":
+                if not rest:
+                    raise DefinitionError("note takes a text, as in: note looks slow")
                 session.note(rest)
-            case "stop" | "abandon" | "release":
-                getattr(session, word)()
+            case "pause" | "stop" | "abandon" | "release":
+                if rest:
+                    raise DefinitionError(f"{word} stands alone; got {word} {rest}")
+                getattr(session, word, self._pause)()
             case _:
                 session.adjust(**self._adjustment(text))
 
+    def _goal(self, text: str) -> int:
+        epoch, reached = _whole(text, "run"), self.session.epoch
+        if epoch <= reached:
+            raise DefinitionError(
+                f"run goes on to a later epoch than {reached}; got {epoch}. To go back: rewind {text}"
+            )
+        return epoch
+
     def _adjustment(self, text: str) -> dict[str, Any]:
         """`learning_rate 0.001`, `learning_rate=0.001`, or relative to what it is: `learning_rate *0.3`."""
-        name, *given = text.replace("=", " ", 1).split(maxsplit=1)
+        name, *given = text.replace("=", " ", 1).split(maxsplit=1) or [text]
         known = self.session.current
         if name not in known:
             names = [*known, *COMMANDS]
@@ -172,7 +192,7 @@ class Driver:
         if value[0] not in "*/":
             return {name: parse_value(value)}
         factor = parse_value(value[1:])
-        if not isinstance(factor, (int, float)) or factor == 0:
+        if isinstance(factor, (bool, str)) or factor == 0:
             raise DefinitionError(
                 f"{name} is multiplied or divided by a number, as in: {name} *0.3; got {value}"
             )
@@ -190,6 +210,7 @@ class Driver:
             is_finished=session.is_finished,
             is_over=session.is_over,
             stopped=session.stopped,
+            failure=session.failure,
             history=session.history,
             best=session.best,
             current=session.current,
@@ -202,8 +223,8 @@ class Driver:
         )
 
 
-def _whole(text: str, word: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise DefinitionError(f"{word} takes a whole number of epochs; got {text or 'nothing'}") from None
+def _whole(text: str, word: str, least: int = 0) -> int:
+    with contextlib.suppress(ValueError):
+        if (number := int(text)) >= least:
+            return number
+    raise DefinitionError(f"{word} takes a whole number of epochs, {least} or more; got {text or 'nothing'}")

@@ -5,7 +5,9 @@ trial as soon as it is done: `adjustments`, `rewinds` and `notes` are attributes
 is the path that survives: a rewind takes back the reports and adjustments after its epoch and keeps them in `rewinds`.
 
 The surviving adjustments, sent again after their epochs, give the same numbers again: `replay` does that, and so does
-whoever takes the trial up after its session was left or lost.
+whoever takes the trial up after its session was left or lost. Each is announced in the log when it is made again. A
+person who then adjusts the same hyperparameter earlier changes what the later ones start from (`old`), not what they
+set; a rewind takes them back.
 """
 
 from __future__ import annotations
@@ -104,9 +106,11 @@ class Session:
         """Lease the trial.
 
         Raises:
-            TunerError: the study's budget is used up.
+            TunerError: the study's budget is used up, or the session was used before.
             DefinitionError: the parameters are not in the space, or the study's trials are no whole trainings.
         """
+        if self._lease is not None:
+            raise TunerError(f"this session has had its trial, {self.number}: begin another one")
         require_whole_trainings(self.ask_tell.definition, "a panda session")
         lease = self.ask_tell.ask(params=self.chosen)
         if lease is None:
@@ -114,11 +118,12 @@ class Session:
                 f"the budget of {self.ask_tell.definition.name} is used up: no trial can be begun"
             )
         self._lease = lease
-        trial = self.ask_tell.study._storage.get_trial(lease.trial_id)
-        self.params = {**self.ask_tell.definition.fixed, **lease.params}
-        self.rewinds, self.notes = (list(trial.user_attrs.get(name, [])) for name in ("rewinds", "notes"))
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.release)  # should anything fail before the block begins
+        with contextlib.ExitStack() as stack:  # should anything fail before the block begins
+            stack.callback(self.release)
+            stack.callback(self._stack.close)
+            trial = self.ask_tell.study._storage.get_trial(lease.trial_id)
+            self.params = {**self.ask_tell.definition.fixed, **lease.params}
+            self.rewinds, self.notes = (list(trial.user_attrs.get(name, [])) for name in ("rewinds", "notes"))
             folder = self._stack.enter_context(TemporaryDirectory(prefix="panda-"))
             self._checkpoints = _Checkpoints(Path(folder))
             self._training = AdjustableTraining(
@@ -131,6 +136,7 @@ class Session:
             self._stack.enter_context(heartbeat(self.ask_tell, lease))
             self._stack.enter_context(self._training)
             self.ask_tell.set_attrs(lease, {"origin": "panda"})
+            self._announce()
             stack.pop_all()
         return self
 
@@ -248,7 +254,8 @@ class Session:
         Reports and adjustments after it are taken back; `rewinds` on the trial keeps them.
 
         Raises:
-            TunerError: this epoch is not trained, there are no checkpoints, or the trial is over.
+            TunerError: this epoch is not trained, there are no checkpoints, the trial is over, or the database failed;
+                nothing is changed.
         """
         self._require_open()
         trained = [e.number for e in self.history]
@@ -256,16 +263,23 @@ class Session:
             raise TunerError(f"cannot rewind to epoch {epoch}: {self.objective.name} has given no checkpoint")
         if epoch not in (0, *trained):
             raise TunerError(f"cannot rewind to epoch {epoch}: trained are {_ranges(trained)}")
-        self._log(f"rewound from epoch {self.epoch} to {epoch}")
+        kept, undone = self._training.adjustments.undo(epoch)
         lost = {str(e.number): e.value for e in self.history if e.number > epoch}
-        record = {"from": self.epoch, "epoch": epoch, "values": lost, **self._signature()}
+        record = {
+            "from": self.epoch,
+            "epoch": epoch,
+            "values": lost,
+            **self._signature(),
+            "adjustments": undone,
+        }
         if self.failure is not None:
             record["failure"] = self.failure
-        record["adjustments"] = self._training.rewind(epoch)
-        self.rewinds = [*self.rewinds, record]
-        with self._leased() as lease:
-            self.ask_tell.rewind(lease, epoch)
-            self.ask_tell.set_attrs(lease, {"rewinds": self.rewinds, **self._training.adjustments.attrs()})
+        rewinds = [*self.rewinds, record]
+        with self._leased() as lease:  # first: where this fails, the training is still what the trial says
+            self.ask_tell.rewind(lease, epoch, {"rewinds": rewinds, **kept.attrs()})
+        self._training.rewind(epoch)
+        self.rewinds = rewinds
+        self._log(f"rewound from epoch {self.epoch} to {epoch}")
         self.history = tuple(e for e in self.history if e.number <= epoch)
         self.would_prune = tuple(e for e in self.would_prune if e <= epoch)
         self._failed, self.is_finished = None, False
@@ -277,9 +291,10 @@ class Session:
             TunerError: the trial is over.
         """
         self._require_open()
+        notes = [*self.notes, {"epoch": self.epoch, "text": text, **self._signature()}]
+        self._set_attrs({"notes": notes})
+        self.notes = notes
         self._log(f"note: {text}")
-        self.notes = [*self.notes, {"epoch": self.epoch, "text": text, **self._signature()}]
-        self._set_attrs({"notes": self.notes})
 
     def stop(self) -> None:
         """End here: the trial is complete, with the value of its last epoch.
@@ -341,6 +356,7 @@ class Session:
             reply = self.ask_tell.report(lease, epoch.number, epoch.value, seconds=seconds)
         if epoch.number in lease.values:
             self.history = (*self.history, Epoch(epoch.number, epoch.value, epoch.metrics))
+        self._announce()
         self._heed(reply)
         return True
 
@@ -379,6 +395,14 @@ class Session:
         for made in entries:
             who = f" (by {by or 'somebody else'})" if by != self.by else ""
             self._log(f"{made['name']} {_short(made['old'])} → {_short(made['new'])}{who}")
+
+    def _announce(self) -> None:
+        """Say what is made again after the epoch just reached: what an earlier attempt at this trial has recorded."""
+        for made in self.adjustments.made(self._training.epoch):
+            who = made["by"] or "somebody"
+            self._log(
+                f"{made['name']} {_short(made['old'])} → {_short(made['new'])} (again, as {who} made it)"
+            )
 
     def _set_attrs(self, attrs: Mapping[str, Any]) -> None:
         if attrs:

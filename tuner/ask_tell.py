@@ -292,12 +292,13 @@ class AskTell:
         tried again: the next one comes soon.
 
         Args:
-            forgive: hold no attempt against the trials, as it is not by them that their workers are gone.
+            forgive: hold no attempt against trials whose workers are gone from this host: it was not by them.
         """
         with self.ledger.transaction(Mode.READ) as session:
             leases = self.ledger.open_leases(session, self._study_id)
-        ending = Ending.RELEASED if forgive else Ending.LOST
-        return self._end_lost([lease for lease in leases if lease.is_lost], ending)
+        forgiven = [lease for lease in leases if forgive and lease.is_gone]
+        lost = [lease for lease in leases if lease.is_lost and lease not in forgiven]
+        return self._end_lost(forgiven, Ending.RELEASED) + self._end_lost(lost)
 
     @patiently
     def open_leases(self) -> list[HeldLease]:

@@ -132,8 +132,13 @@ class HeldLease:
     @property
     def is_lost(self) -> bool:
         """Whether nobody is working on the trial any more."""
+        return self.expires_in < 0 or self.is_gone
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its owner is a process of this host that is no more."""
         owner = Owner.parse(self.owner)
-        return self.expires_in < 0 or (owner is not None and owner.is_gone())
+        return owner is not None and owner.is_gone()
 
 
 @dataclass(frozen=True, slots=True)

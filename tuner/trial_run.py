@@ -229,8 +229,9 @@ class _LeasedTrial(optuna.Trial):
 
     def __init__(self, ask_tell: AskTell, lease: Lease, stopping: Callable[[], bool]) -> None:
         self._ask_tell, self._lease, self._stopping = ask_tell, lease, stopping
-        self.reply, self.clock = Reply(Answer.CONTINUE), time.perf_counter()
+        self.reply = Reply(Answer.CONTINUE)
         self._begin()
+        self.clock = time.perf_counter()
 
     @property
     def url(self) -> str:

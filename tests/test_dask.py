@@ -101,7 +101,7 @@ def leases(manager: StudyManager, name: str = "d") -> list[tuple[int, int]]:
     return [(trial_id, owner.pid) for trial_id, owner in owners if owner is not None]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_killed_in_mid_run_loses_nothing(url: str, scheduler: str, workers: Workers) -> None:
     outcomes: list[Outcome] = []
     killed: list[int] = []
@@ -158,7 +158,7 @@ def deadly(levels: list[float]) -> StudyDefinition:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_that_kills_one_worker_after_the_other_fails_and_the_others_complete(
     sqlite_url: str, scheduler: str, workers: Workers
 ) -> None:
@@ -169,7 +169,7 @@ def test_a_trial_that_kills_one_worker_after_the_other_fails_and_the_others_comp
     assert ended == {0.1: "FAIL", **dict.fromkeys(levels[1:], "COMPLETE")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_whose_workers_all_die_ends_the_run_in_words(
     sqlite_url: str, scheduler: str, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +198,7 @@ def test_fewer_slots_than_workers_wait_in_line(sqlite_url: str, scheduler: str, 
         assert before.datetime_complete <= after.datetime_start
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_gives_trials_back_on_dask_too(tmp_path: Path, scheduler: str, workers: Workers) -> None:
 
     (tmp_path / "d.toml").write_text(TOML)

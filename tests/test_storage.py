@@ -58,7 +58,7 @@ def _fresh(url: str) -> Iterator[list[str]]:
     engine.dispose()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_first_starts_at_once(url: str) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, done = context.Barrier(STARTS), context.SimpleQueue()

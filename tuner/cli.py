@@ -157,8 +157,8 @@ def compare(  # noqa: PLR0917 - each is an option of the command line
 )
 def try_(study: AnyStudyArgument, point: PointArgument = None, storage: StorageOption = DEFAULT_URL) -> None:
     """Manual search: evaluate one point of your own choice, as a trial of the study that its sampler learns from."""
-    manager, definition = _find(study, storage)
-    name, given = definition.name, parse_assignments(point or [], definition.space)
+    manager, definition, given = _find(study, storage, point or [])
+    name = definition.name
     before = _completed(manager.load(name))
     bars = Progress(
         TextColumn("epoch"),
@@ -216,9 +216,8 @@ def panda(
         ) from None
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise DefinitionError("tuner panda needs a terminal; without one use StudyManager.panda, in Python")
-    manager, definition = _find(study, storage)
-    given = parse_assignments(point, definition.space) if point else None
-    session = manager.panda(definition.name, given)
+    manager, definition, given = _find(study, storage, point or [])
+    session = manager.panda(definition.name, given if point else None)
     try:
         with threadpool_limits(1), session:
             screen = PandaApp(session, pace=pace)
@@ -293,7 +292,7 @@ def trials(
         table.add_column(heading, overflow="fold", no_wrap=heading not in ("note", *names))
     for trial in shown:
         params = [_short(trial.params.get(parameter, "")) for parameter in names]
-        note = str(trial.user_attrs.get("failure", ""))
+        note = _note(trial)
         epochs = str(len(trial.intermediate_values))
         row = [str(trial.number), trial.state.name.lower(), _short(_value(trial)), *params, epochs, note]
         table.add_row(*map(escape, row))
@@ -301,7 +300,7 @@ def trials(
 
 
 @app.command(
-    epilog="**Examples**\n\n`tuner lineage digits-population`\n\n`tuner lineage digits-population 31`"
+    epilog="**Examples**\n\n`tuner lineage digits-population.population-based.seed-0`\n\n`tuner lineage my-study 31`"
 )
 def lineage(
     name: NameArgument,
@@ -454,12 +453,19 @@ def _require_existing(storage: str) -> None:
         )
 
 
-def _find(study: str, storage: str) -> tuple[StudyManager, StudyDefinition]:
-    """The study that is meant, of the database or made from a definition; a mistyped name makes no database."""
-    if not exists(storage):
-        StudyDefinition.load(find_definition(study))
+def _find(
+    study: str, storage: str, assignments: Sequence[str]
+) -> tuple[StudyManager, StudyDefinition, dict[str, Any]]:
+    """The study that is meant, and a point of it. A mistake in either makes neither study nor database."""
+    if exists(storage):
+        definition = StudyManager(storage).described(study)
+    else:
+        definition = StudyDefinition.load(find_definition(study))
+    given = parse_assignments(assignments, definition.space)
+    definition.space.check(given)
     manager = StudyManager(storage)
-    return manager, manager.find(study)
+    manager.create(definition)
+    return manager, definition, given
 
 
 def _planned(definition: StudyDefinition) -> int | None:
@@ -537,7 +543,7 @@ def _progress(manager: StudyManager, members: Sequence[tuple[str, StudyDefinitio
             yield display.on_outcome
     except KeyboardInterrupt:
         err.print(
-            f"Stopped. {display.finished} finished trials are kept; the same command goes on from there."
+            f"Stopped. Finished trials ({display.finished}) are kept; the same command goes on from there."
         )
         raise typer.Exit(130) from None
 
@@ -545,6 +551,19 @@ def _progress(manager: StudyManager, members: Sequence[tuple[str, StudyDefinitio
 def _print_where(storage: str) -> None:
     hint = "" if storage == DEFAULT_URL else f" --storage {safe_url(storage)}"
     out.print(f"Dashboard: tuner dashboard{hint}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _note(trial: FrozenTrial) -> str:
+    """What happened to a trial besides its training: its parameters alone would not give its value."""
+    attrs = trial.user_attrs
+    notes = [str(attrs["failure"])] if "failure" in attrs else []
+    if attrs.get("stopped") not in (None, "pruner"):
+        notes.append(f"stopped: {attrs['stopped']}")
+    made = attrs.get("adjustments", [])
+    notes += [f"{entry['name']} {_short(entry['new'])} from epoch {entry['epoch'] + 1}" for entry in made]
+    if attrs.get("rewinds"):
+        notes.append(f"rewound {len(attrs['rewinds'])}×")
+    return "; ".join(notes)
 
 
 def _best_trial(study: optuna.Study) -> FrozenTrial:

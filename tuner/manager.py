@@ -158,25 +158,25 @@ class StudyManager:
             raise NotFoundError(f"study {name!r} was not made from a definition")
         return StudyDefinition.model_validate(document)
 
-    def find(self, study: StudyDefinition | str) -> StudyDefinition:
-        """The definition of the study that is meant; a study that is not there yet is created.
-
-        Args:
-            study: a definition, or what names one: a study in the database, a file, or a name in `studies/`.
+    def described(self, study: str) -> StudyDefinition:
+        """The definition of the study that a name means: one in the database, a file, or a name in `studies/`.
 
         Raises:
             NotFoundError: there is no such study or definition.
-            ConflictError: there is a study of this name with another definition.
         """
-        if isinstance(study, str):
-            if study in {summary.study_name for summary in self._storage.get_all_studies()}:
-                return self.definition(study)
-            try:
-                study = StudyDefinition.load(find_definition(study))
-            except NotFoundError as error:
-                raise NotFoundError(f"no such study in {safe_url(self.url)}, and {error}") from None
-        self.create(study)
-        return study
+        if study in {summary.study_name for summary in self._storage.get_all_studies()}:
+            return self.definition(study)
+        try:
+            return StudyDefinition.load(find_definition(study))
+        except NotFoundError as error:
+            raise NotFoundError(f"no such study in {safe_url(self.url)}, and {error}") from None
+
+    def _find(self, study: StudyDefinition | str, point: Mapping[str, Any]) -> StudyDefinition:
+        """The definition of the study that is meant; where it is not there, it is created once the point is checked."""
+        definition = self.described(study) if isinstance(study, str) else study
+        definition.space.check(point)
+        self.create(definition)
+        return definition
 
     def run(
         self,
@@ -254,7 +254,7 @@ class StudyManager:
             ConflictError: there is a study of this name with another definition.
             DefinitionError: there is no objective of epochs.
         """
-        ask_tell = self.ask_tell(self.find(study).name)
+        ask_tell = self.ask_tell(self._find(study, params or {}).name)
         return Session(ask_tell, _objective_of_epochs(ask_tell.definition, objective), params, by=by)
 
     def try_point(
@@ -281,7 +281,7 @@ class StudyManager:
             DefinitionError: the point is not in the space, or there is no objective of epochs.
             TunerError: the budget is used up, or the trial was given back or lost.
         """
-        definition = self.find(study)
+        definition = self._find(study, params)
         ask_tell = self.ask_tell(definition.name)
         training = _objective_of_epochs(definition, objective)
         outcome = run_trial(

@@ -81,7 +81,8 @@ def upgrade(url: str) -> tuple[str | None, str]:
             return before, HEAD
         database = Database(_text(parsed), skip_table_creation=True, skip_compatibility_check=True)
         try:
-            database.upgrade()
+            if database.get_current_version() != database.get_head_version():
+                database.upgrade()
             if before != HEAD:
                 with database.engine.begin() as connection:
                     _alembic("upgrade", connection, "head")

@@ -123,7 +123,7 @@ def begin(manager: StudyManager, **budget: int) -> AskTell:
     return manager.ask_tell(definition["name"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_many_at_once_one_gets_each_trial_and_one_is_believed(url: str, contenders: Contenders) -> None:
     manager = StudyManager(url)
     for _ in range(ROUNDS):

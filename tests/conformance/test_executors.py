@@ -119,6 +119,7 @@ def test_every_executor_meets_the_budget_exactly(sqlite_url: str, where: Where) 
     assert len(outcomes) == 8
 
 
+@pytest.mark.long
 def test_every_worker_has_one_blas_thread_and_the_parent_gets_its_own_back(
     sqlite_url: str, where: Where
 ) -> None:
@@ -131,6 +132,7 @@ def test_every_worker_has_one_blas_thread_and_the_parent_gets_its_own_back(
     assert [trial.value for trial in trials] == [1.0] * 8
 
 
+@pytest.mark.long
 def test_every_executor_gives_a_comparison_the_same_result(tmp_path: Any, where: Where) -> None:
     arms = [{"name": n, "sampler": {"name": n}} for n in ("random", "tpe")]
     document = {**slope().model_dump(exclude_unset=True), "comparison": {"seeds": 1, "arms": arms}}
@@ -162,6 +164,7 @@ def test_ctrl_c_gives_running_trials_back_from_every_executor(sqlite_url: str, w
     assert all("attempts" not in t.user_attrs for t in finished.trials)  # given back is not lost
 
 
+@pytest.mark.long
 def test_ctrl_c_in_the_midst_of_waiting_gives_running_trials_back(sqlite_url: str, where: Where) -> None:
     definition = slope(budget={"trials": 2}, fixed={"epochs": 100, "sleep": 0.05})
 
@@ -229,6 +232,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_a_second_ctrl_c_leaves_at_once_and_holds_nothing_against_the_trials(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(LONG_EPOCHS)
     process = subprocess.Popen(

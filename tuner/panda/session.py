@@ -279,7 +279,8 @@ class Session:
             self.ask_tell.rewind(lease, epoch, {"rewinds": rewinds, **kept.attrs()})
         self._training.rewind(epoch)
         self.rewinds = rewinds
-        self._log(f"rewound from epoch {self.epoch} to {epoch}")
+        back = "".join(f"; {name} is {value!r} again" for name, value in _undone(undone, kept.values(epoch)))
+        self._log(f"rewound from epoch {self.epoch} to {epoch}{back}")
         self.history = tuple(e for e in self.history if e.number <= epoch)
         self.would_prune = tuple(e for e in self.would_prune if e <= epoch)
         self._failed, self.is_finished = None, False
@@ -492,6 +493,11 @@ def replay(trial: FrozenTrial, objective: Objective, definition: StudyDefinition
         while training.epoch < last and (epoch := training.advance()) is not None:
             values.append(epoch.value)
     return values
+
+
+def _undone(undone: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The hyperparameters of adjustments that were taken back, with the values that they have now."""
+    return [(name, now[name]) for name in dict.fromkeys(entry["name"] for entry in undone)]
 
 
 class _Checkpoints(MutableMapping[int, bytes]):

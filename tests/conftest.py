@@ -31,7 +31,7 @@ def absent(reason: str) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long tests to `.ci/run`, so that `make test` stays within minutes; naming one runs it."""
+    """Leave the long tests out, so that `make test` stays within minutes; CHAOS=full, or naming one, runs them."""
     if os.environ.get("CHAOS") == "full" or any("::" in argument for argument in config.args):
         return
     long = [item for item in items if item.get_closest_marker("long")]

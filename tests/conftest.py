@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 from hypothesis import settings
-from postgresql import Server, server, server_programs
+from postgresql import Server, absent, server, server_programs
 
 import tuner.manager
 from tuner.schema import open_storage
@@ -19,15 +19,6 @@ from tuner.storage import Database
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
-
-REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
-
-
-def absent(reason: str) -> None:
-    """Skip the test, or fail it where everything has to be there."""
-    if REQUIRE_ALL:
-        pytest.fail(f"REQUIRE_ALL=1, but {reason}")
-    pytest.skip(reason)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -12,7 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Server", "server", "server_programs"]
+import pytest
+
+__all__ = ["Server", "absent", "server", "server_programs"]
+
+
+REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
+
+
+def absent(reason: str) -> None:
+    """Skip the test, or fail it where everything has to be there."""
+    if REQUIRE_ALL:
+        pytest.fail(f"REQUIRE_ALL=1, but {reason}")
+    pytest.skip(reason)
 
 
 def server_programs() -> Path | None:

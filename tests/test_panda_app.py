@@ -197,7 +197,7 @@ def test_keys_pause_help_and_type(manager: StudyManager) -> None:
         await pilot.press("l", "1", "space", "0", ".", "5", "enter")
         await screen.until(lambda view: view.current["l1"] == 0.5)
         await pilot.press("escape", "r", "space", "0", "enter", "escape")
-        await screen.until(lambda view: view.log[-1].text == "rewound from epoch 0 to 0")
+        await screen.until(lambda view: view.log[-1].text.startswith("rewound from epoch 0 to 0"))
         app.driver.pace = 3600.0  # the second epoch would come in an hour
         await pilot.press("space")
         await screen.until(lambda view: view.is_running and view.epoch == 1)
@@ -216,7 +216,7 @@ def test_what_is_typed_ahead_goes_to_the_command_line_and_presses_no_key(manager
         await screen.until(lambda view: view.current["momentum"] == 0.7)
         await screen.pilot.press("escape")
         screen.paste("rewind 0\r")  # begins as a key does
-        await screen.until(lambda view: view.log[-1].text == "rewound from epoch 0 to 0")
+        await screen.until(lambda view: view.log[-1].text.startswith("rewound from epoch 0 to 0"))
         await screen.pilot.press("escape")
         screen.paste("bogus snqr")  # each of these letters is a key elsewhere
         await screen.pilot.pause(0.3)

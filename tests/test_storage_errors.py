@@ -12,9 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
-from conftest import absent
 from optuna.trial import TrialState
-from postgresql import Server, server, server_programs
+from postgresql import Server, absent, server, server_programs
 
 import tuner.cli
 import tuner.schema

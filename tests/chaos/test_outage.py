@@ -40,7 +40,7 @@ class Quick:
 def crashing() -> Iterator[Server]:
     """A server of its own that keeps each commit through its crash."""
     if server_programs() is None:
-        from conftest import absent
+        from postgresql import absent
 
         absent("PostgreSQL's server programs are not installed")
     with server(durable=True) as running:

@@ -659,7 +659,7 @@ def test_an_ask_for_a_deleted_study_says_so(url: str) -> None:
     ask_tell = begin(url)
     complete(ask_tell)
     ask_tell.study.get_trials()
-    optuna.delete_study(study_name="s", storage=url)
+    optuna.delete_study(study_name="s", storage=StudyManager(url)._storage)
     with pytest.raises(NotFoundError, match="not there any more"):
         ask_tell.ask()
 

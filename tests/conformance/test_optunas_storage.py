@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from optuna.storages import BaseStorage
 from optuna.testing.pytest_storages import StorageTestCase
+from postgresql import Server
 
 from tuner.schema import open_storage
 from tuner.storage import cached
@@ -22,7 +24,10 @@ def one_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """One database of each kind for the whole suite: making its tables takes longer than a test."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path_factory.mktemp('storage')}/tuner.db"
-    return str(request.getfixturevalue("postgresql_server").url.format(database="postgres"))
+    server: Server = request.getfixturevalue("postgresql_server")
+    with psycopg.connect(user="tuner", host=server.folder, dbname="postgres", autocommit=True) as connection:
+        connection.execute("CREATE DATABASE conformance")
+    return server.url.format(database="conformance")
 
 
 @pytest.fixture

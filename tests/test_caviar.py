@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from installed import install
 
 PACKAGE = '''
 import os, signal, time
@@ -45,16 +46,6 @@ if __name__ == "__main__":
 """
 
 
-def install(folder: Path, module: str, script: str) -> None:
-    """A package with the objective `deadly`, and a script."""
-    (folder / "deadly.py").write_text(module)
-    (folder / "script.py").write_text(script)
-    info = folder / "deadly-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: deadly\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[tuner.objectives]\ndeadly = deadly:deadly\n")
-
-
 def run_script(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "script.py"], cwd=folder, capture_output=True, text=True, timeout=240, check=False
@@ -63,7 +54,7 @@ def run_script(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_trials_that_kill_their_workers_fail_and_all_others_complete(tmp_path: Path) -> None:
-    install(tmp_path, PACKAGE, SCRIPT)
+    install(tmp_path, "deadly", PACKAGE, SCRIPT)
     done = run_script(tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -120,7 +111,7 @@ deadly = Meek()
 
 @pytest.mark.slow
 def test_no_attempt_is_held_against_trials_that_ran_beside_a_killed_worker(tmp_path: Path) -> None:
-    install(tmp_path, INNOCENT, SCRIPT)
+    install(tmp_path, "deadly", INNOCENT, SCRIPT)
     done = run_script(tmp_path)
     assert done.returncode == 0, done.stderr
     ended = [line.split()[1:] for line in done.stdout.splitlines() if not line.startswith("told")]

@@ -1,4 +1,4 @@
-"""Values that a person types: `learning_rate=0.01 activation=relu`."""
+"""Values that a person types and reads: `learning_rate=0.01 activation=relu`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tuner.errors import DefinitionError
 from tuner.space import CategoricalParameter, Space
 
-__all__ = ["parse_assignments", "parse_value"]
+__all__ = ["parse_assignments", "parse_value", "show_value"]
 
 
 def parse_assignments(words: Iterable[str], space: Space | None = None) -> dict[str, Any]:
@@ -44,3 +44,8 @@ def _in_space(name: str, text: str, space: Space | None) -> Any:
             if str(choice) == text or (type(choice) is type(value := parse_value(text)) and choice == value):
                 return choice
     return parse_value(text)
+
+
+def show_value(value: Any) -> str:
+    """A value as a person reads it: numbers to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -309,7 +309,7 @@ class StudyManager:
         ask_tell = self.ask_tell(name)
         objective = _objective_of_epochs(ask_tell.definition, None)
         checked = check_adjustment(objective, values)
-        ask_tell.adjust(number, checked, by=by or login() or "hand")
+        ask_tell.adjust(number, checked, by=_person(by))
 
     def lineage(self, name: str, number: int | None = None) -> list[Stretch]:
         """How a network of population-based training was trained: its hyperparameters by epoch, through all its trials.
@@ -335,7 +335,7 @@ class StudyManager:
             NotFoundError: there is no such study.
             ConflictError: the trial does not run.
         """
-        self.ask_tell(name).stop(number, by=by or login() or "hand")
+        self.ask_tell(name).stop(number, by=_person(by))
 
     def result(self, definition: ComparisonDefinition) -> ComparisonResult:
         """What a comparison has found so far.
@@ -427,8 +427,7 @@ def _check_runnable(definition: StudyDefinition, objective: Objective | Function
     if definition.budget == Budget():
         raise DefinitionError(f"{definition.name}: budget: give trials, epochs or seconds; got none")
     if objective is None:
-        if definition.objective is None:
-            raise DefinitionError(f"{definition.name}: names no objective, and none is given")
+        _objective_name(definition)
     elif isinstance(objective, Objective):
         definition.check_accepted_by(objective)
     elif hasattr(objective, "evaluate"):  # meant as an objective of epochs, but not all of one
@@ -447,9 +446,18 @@ def _objective_of_epochs(definition: StudyDefinition, given: Objective | None) -
             )
         definition.check_accepted_by(given)
         return given
+    return find_objective(_objective_name(definition))
+
+
+def _objective_name(definition: StudyDefinition) -> str:
     if definition.objective is None:
         raise DefinitionError(f"{definition.name}: names no objective, and none is given")
-    return find_objective(definition.objective)
+    return definition.objective
+
+
+def _person(by: str | None) -> str:
+    """Who wants a running trial adjusted or stopped; never empty, as that would read as the budget."""
+    return by or login() or "hand"
 
 
 class _OpenStudy:

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 from objectives.epoch import Epoch, Objective, Seed
 from tuner.adjustment import ADJUSTMENTS, AdjustableTraining
 from tuner.ask_tell import AskTell, Lease
+from tuner.assignment import show_value
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, NotFoundError
 from tuner.samplers import ENDED, ENDED_WITH, Generations, PopulationSettings, Segment, segment_of
@@ -66,7 +67,8 @@ class Task:
         if self.segment.parent is not None:
             shown["parent"] = self.segment.parent
         changes = {
-            name: f"{_short(old)} → {_short(new)}" for name, (old, new) in self.segment.changes.items()
+            name: f"{show_value(old)} → {show_value(new)}"
+            for name, (old, new) in self.segment.changes.items()
         }
         return {**shown, **({"explored": changes} if changes else {})}
 
@@ -225,10 +227,6 @@ def _stretches(trial: FrozenTrial, segment: Segment, before: Mapping[str, Any]) 
         stretches.append(Stretch(first, after - 1, *whose, params, changes, values[after - 1]))
         before = params
     return stretches
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def require_whole_trainings(definition: StudyDefinition, what: str) -> None:

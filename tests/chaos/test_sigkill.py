@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from installed import install
 from optuna.trial import TrialState
 
 from tuner import StudyManager
@@ -64,15 +65,6 @@ if __name__ == "__main__":
     with StudyManager(sys.argv[1]) as manager:
         manager.run(definition, workers=2)
 """
-
-
-def _install(folder: Path) -> None:
-    (folder / "quick.py").write_text(PACKAGE)
-    (folder / "script.py").write_text(SCRIPT)
-    package = folder / "quick-1.dist-info"
-    package.mkdir()
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: quick\nVersion: 1\n")
-    (package / "entry_points.txt").write_text("[tuner.objectives]\nquick = quick:quick\n")
 
 
 def _told(folder: Path) -> list[list[object]]:
@@ -126,7 +118,7 @@ def _run_with_kills(folder: Path, url: str, chance: random.Random) -> int:
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_kills_lose_nothing(request: pytest.FixtureRequest, tmp_path: Path, seed: int) -> None:
     url = request.getfixturevalue("postgresql_url" if seed % 2 else "sqlite_url")
-    _install(tmp_path)
+    install(tmp_path, "quick", PACKAGE, SCRIPT)
     killed = _run_with_kills(tmp_path, url, random.Random(seed))
     assert killed == KILLS, "the run was over too soon"
     ask_tell = StudyManager(url).ask_tell("s")

@@ -23,6 +23,7 @@ from textual.suggester import SuggestFromList
 from textual.widgets import Footer, Input, Static
 from textual_plotext import PlotextPlot
 
+from tuner.assignment import show_value
 from tuner.panda.driver import COMMANDS, Driver, View
 from tuner.panda.session import Session
 
@@ -337,8 +338,8 @@ def _values(view: View) -> Table:
     table.add_column(justify="right", no_wrap=True, style="dim")
     for name, value in view.current.items():
         changed = value != view.start[name]
-        shown = f"[bold yellow]{_short(value)}[/]" if changed else _short(value)
-        table.add_row(name, shown, f"({_short(view.start[name])})" if changed else "")
+        shown = f"[bold yellow]{show_value(value)}[/]" if changed else show_value(value)
+        table.add_row(name, shown, f"({show_value(view.start[name])})" if changed else "")
     return table
 
 
@@ -350,8 +351,8 @@ def _numbers(view: View) -> Table:
     if not view.history or view.best is None:
         return table
     last = view.history[-1]
-    table.add_row("last", f"[bold]{_short(last.value)}[/bold]", f"at {last.number}")
-    table.add_row("best", f"[bold green]{_short(view.best.value)}[/]", f"at {view.best.number}")
+    table.add_row("last", f"[bold]{show_value(last.value)}[/bold]", f"at {last.number}")
+    table.add_row("best", f"[bold green]{show_value(view.best.value)}[/]", f"at {view.best.number}")
     for name, label in METRICS.items():
         if name in last.metrics:
             table.add_row(label, f"{last.metrics[name]:.2g}", "")
@@ -430,7 +431,3 @@ def _ticks(last: int) -> list[float]:
     """About six round epochs from 1 to the last."""
     step = next(s for e in range(9) for s in (10**e, 2 * 10**e, 5 * 10**e) if last / s <= 6)
     return sorted({1, *range(step, last + 1, step)})
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -29,6 +29,7 @@ from objectives.epoch import Epoch, Objective, Seed
 from objectives.network.diagnosis import course, diagnose
 from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError, Adjustments, login
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
+from tuner.assignment import show_value
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, LeaseLostError, TunerError
 from tuner.heartbeat import heartbeat
@@ -395,14 +396,14 @@ class Session:
             entries = self._training.adjust(self.ask_tell, lease, values, by)
         for made in entries:
             who = f" (by {by or 'somebody else'})" if by != self.by else ""
-            self._log(f"{made['name']} {_short(made['old'])} → {_short(made['new'])}{who}")
+            self._log(f"{made['name']} {show_value(made['old'])} → {show_value(made['new'])}{who}")
 
     def _announce(self) -> None:
         """Say what is made again after the epoch just reached: what an earlier attempt at this trial has recorded."""
         for made in self.adjustments.made(self._training.epoch):
             who = made["by"] or "somebody"
             self._log(
-                f"{made['name']} {_short(made['old'])} → {_short(made['new'])} (again, as {who} made it)"
+                f"{made['name']} {show_value(made['old'])} → {show_value(made['new'])} (again, as {who} made it)"
             )
 
     def _set_attrs(self, attrs: Mapping[str, Any]) -> None:
@@ -537,7 +538,3 @@ def _ranges(numbers: Sequence[int]) -> str:
     """`1–5, 8` for 1, 2, 3, 4, 5, 8."""
     runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts are imported when first used: half a second
 from numpy.typing import NDArray
-from scipy import stats
 
 __all__ = ["Spread", "friedman_p", "holm", "mean_ranks", "pairwise_p", "spread", "wilcoxon_p"]
 
@@ -53,7 +53,7 @@ def mean_ranks(values: Floats) -> Floats:
     Returns:
         Shape (arms,).
     """
-    ranks: Floats = stats.rankdata(values, axis=0).mean(axis=1)
+    ranks: Floats = scipy.stats.rankdata(values, axis=0).mean(axis=1)
     return ranks
 
 
@@ -66,7 +66,7 @@ def friedman_p(values: Floats) -> float | None:
     arms, seeds = values.shape
     if arms < 3 or seeds < 2 or np.all(values == values[0]):
         return None
-    return float(stats.friedmanchisquare(*values).pvalue)
+    return float(scipy.stats.friedmanchisquare(*values).pvalue)
 
 
 def wilcoxon_p(first: Floats, second: Floats) -> float:
@@ -78,7 +78,7 @@ def wilcoxon_p(first: Floats, second: Floats) -> float:
     np.subtract(first, second, out=differences, where=first != second)  # infinite against infinite is a tie
     if not np.any(differences):
         return 1.0
-    return float(stats.wilcoxon(differences).pvalue)
+    return float(scipy.stats.wilcoxon(differences).pvalue)
 
 
 def holm(p_values: Floats) -> Floats:

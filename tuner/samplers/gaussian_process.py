@@ -14,10 +14,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts are imported when first used: half a second
 from numpy.typing import NDArray
-from scipy.linalg import cho_solve, cholesky, lapack, solve_triangular
-from scipy.optimize import minimize
-from scipy.special import erfcx, log1p, ndtr, ndtri
 
 __all__ = [
     "Floats",
@@ -90,7 +88,7 @@ def warp(values: Floats) -> Floats:
     spread = math.sqrt(np.mean((median - values[order[:kept]]) ** 2)) or 1.0
     worse = order[kept:]
     levels = 0.5 + 0.5 * (np.arange(1, len(worse) + 1) - 0.5) / max(1, len(worse))
-    warped[worse] = median + spread * ndtri(levels)
+    warped[worse] = median + spread * scipy.special.ndtri(levels)
     return _standardized(_ties_shared(values, warped))
 
 
@@ -132,10 +130,10 @@ class GaussianProcess:
         scaled = features / hyperparameters.lengths[axis]
         kernel = matern52(_squared_distances(scaled, scaled))
         kernel.flat[:: len(values) + 1] += hyperparameters.noise + JITTER
-        factor = cholesky(kernel, lower=True, check_finite=False)
-        ones = cho_solve((factor, True), np.ones(len(values)), check_finite=False)
+        factor = scipy.linalg.cholesky(kernel, lower=True, check_finite=False)
+        ones = scipy.linalg.cho_solve((factor, True), np.ones(len(values)), check_finite=False)
         mean = float(ones @ values) / (float(ones.sum()) + MEAN_PRECISION)
-        weights = cho_solve((factor, True), values - mean, check_finite=False)
+        weights = scipy.linalg.cho_solve((factor, True), values - mean, check_finite=False)
         amplitude = _amplitude(float((values - mean) @ weights), mean, len(values))
         return cls(features, axis, hyperparameters, values, mean, amplitude, factor, weights)
 
@@ -143,7 +141,7 @@ class GaussianProcess:
         """Posterior mean and standard deviation of the noiseless function at (m, f), both (m,); [RW] eq. 2.25, 2.26."""
         across = self._across(features)
         mean = self.mean + across @ self.weights
-        half = solve_triangular(self.factor, across.T, lower=True, check_finite=False)
+        half = scipy.linalg.solve_triangular(self.factor, across.T, lower=True, check_finite=False)
         explained: Floats = np.einsum("ij,ij->j", half, half)
         deviation: Floats = np.sqrt(self.amplitude * np.maximum(1 - explained, 1e-12))
         return mean, deviation
@@ -209,7 +207,7 @@ def fit(
     spread = np.append(np.full(axes, prior.length_spread), prior.noise_spread)
     distances = _axis_distances(features, axis, axes)
     bounds = [(math.log(0.02), math.log(50.0))] * axes + [(math.log(1e-6), math.log(4.0))]
-    found = minimize(
+    found = scipy.optimize.minimize(
         _negative_log_posterior,
         start,
         args=(distances, values, start, spread),
@@ -244,10 +242,10 @@ def _negative_log_posterior(
     noise = math.exp(theta[-1])
     A = matern52(squared).reshape(n, n)
     A.flat[:: n + 1] += noise + JITTER
-    factor, failed = lapack.dpotrf(A, lower=1, clean=1)
+    factor, failed = scipy.linalg.lapack.dpotrf(A, lower=1, clean=1)
     if failed:
         return 1e10, np.zeros_like(theta)
-    inverse, _ = lapack.dpotri(factor, lower=1)
+    inverse, _ = scipy.linalg.lapack.dpotri(factor, lower=1)
     inverse = np.tril(inverse) + np.tril(inverse, -1).T
     row = inverse.sum(axis=1)
     mean = float(row @ values) / (float(row.sum()) + MEAN_PRECISION)
@@ -274,14 +272,16 @@ def _log_h(z: Floats) -> Floats:
     result = np.empty_like(z)
     near = z > -1
     zn = z[near]
-    result[near] = np.log(np.exp(-0.5 * zn * zn) / math.sqrt(2 * math.pi) + zn * ndtr(zn))
+    result[near] = np.log(np.exp(-0.5 * zn * zn) / math.sqrt(2 * math.pi) + zn * scipy.special.ndtr(zn))
     zf = z[~near]
     # φ(z) (1 − |z| √(π/2) erfcx(|z|/√2)); the bracket tends to 1/z², beyond 10⁵ rounding would eat it
     far = np.minimum(zf, -1e5)
     bracket = np.where(
         zf < -1e5,
         -2 * np.log(-far),
-        log1p(np.maximum(math.sqrt(math.pi / 2) * zf * erfcx(-zf / math.sqrt(2)), -1 + 1e-12)),
+        scipy.special.log1p(
+            np.maximum(math.sqrt(math.pi / 2) * zf * scipy.special.erfcx(-zf / math.sqrt(2)), -1 + 1e-12)
+        ),
     )
     result[~near] = -0.5 * zf * zf - 0.5 * math.log(2 * math.pi) + bracket
     return result

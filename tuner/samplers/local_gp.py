@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
+import scipy  # its parts are imported when first used: half a second
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
-from scipy.stats import qmc
 from threadpoolctl import ThreadpoolController
 
 from tuner.samplers.axes import Axes
@@ -233,7 +233,7 @@ class ModelZoom(BaseSampler):
         """The first points of the scrambled sequence, at least `count`."""
         known = self._sobol.get(dimension)
         if known is None or len(known) < count:
-            engine = qmc.Sobol(dimension, scramble=True, rng=np.random.default_rng(self._seed))
+            engine = scipy.stats.qmc.Sobol(dimension, scramble=True, rng=np.random.default_rng(self._seed))
             known = self._sobol[dimension] = engine.random_base2(max(9, (count - 1).bit_length()))
         return known
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import optuna
+import scipy  # its parts are imported when first used: half a second
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
-from scipy.stats import qmc
 
 from tuner.scales import from_unit
 
@@ -41,7 +41,9 @@ class SobolSampler(BaseSampler):
             self._points
         ):  # doubles, so that a study of n trials draws less than 4n points in all
             exponent = max(6, (number + 1).bit_length())
-            engine = qmc.Sobol(len(self._dimension), scramble=True, rng=np.random.default_rng(self._seed))
+            engine = scipy.stats.qmc.Sobol(
+                len(self._dimension), scramble=True, rng=np.random.default_rng(self._seed)
+            )
             self._points = engine.random_base2(exponent)
         point: NDArray[np.float64] = self._points[number]
         return point

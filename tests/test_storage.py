@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from optuna.trial import TrialState
 
 from tuner.errors import StorageError
 from tuner.schema import open_storage
-from tuner.storage import Database, cached, safe_url
+from tuner.storage import Database, cached, in_turn, safe_url
 from tuner.tables import metadata
 
 STARTS, ROUNDS = 8, 4 if os.environ.get("CHAOS") == "full" else 1
@@ -105,6 +106,29 @@ def test_sqlite_settings_hold_after_pickling(sqlite_url: str) -> None:
             }
             assert connection.connection.in_transaction  # BEGIN IMMEDIATE has been said
         database.close()
+
+
+def test_turns_are_taken_one_by_one_and_never_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn, entered, may_leave = in_turn("write", "here"), threading.Event(), threading.Event()
+    assert in_turn("write", "here") is turn
+    assert in_turn("write", "there") is not turn
+
+    def hold() -> None:
+        with turn, turn:  # again by the same thread
+            entered.set()
+            may_leave.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert entered.wait(30)
+    assert not turn._lock.acquire(blocking=False)
+    monkeypatch.setattr("tuner.storage.BUSY_SECONDS", 0.05)
+    with turn:  # the other is taking too long
+        assert holder.is_alive()
+    assert not turn._lock.acquire(blocking=False)  # and has it still
+    may_leave.set()
+    holder.join()
+    assert turn._lock.acquire(blocking=False)
 
 
 def _claim(url: str) -> int:

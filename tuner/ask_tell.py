@@ -34,7 +34,7 @@ from tuner.definition import StudyDefinition
 from tuner.errors import ConflictError, DefinitionError, LeaseLostError, NotFoundError, StorageError
 from tuner.ledger import ENDED_BY_HAND, Command, Ending, HeldLease, Ledger, Owner, Spent
 from tuner.samplers import HeldWrites, StudyView, segment_of
-from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, patiently
+from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, in_turn, patiently
 
 __all__ = ["Answer", "AskTell", "Lease", "Reply"]
 
@@ -110,6 +110,8 @@ class AskTell:
         self.owner = owner or str(Owner.here())
         self.max_attempts = max_attempts
         self._trial_limit = definition.trials
+        # a choice made for a number that another takes meanwhile is made in vain: so threads choose one after the other
+        self._asking = in_turn("ask", self.url, study._study_id)
         self._seen = threading.local()  # trials are cached by thread, so is how many had ended then
 
     @property
@@ -145,6 +147,10 @@ class AskTell:
 
     @patiently
     def _ask(self, request: _Request, chosen: Mapping[str, Any] | None) -> Lease | None:
+        with self._asking:
+            return self._ask_in_turn(request, chosen)
+
+    def _ask_in_turn(self, request: _Request, chosen: Mapping[str, Any] | None) -> Lease | None:
         while True:
             self._forget_trials()  # read anew once an ask, as Optuna does
             with self.ledger.transaction(Mode.READ) as session:

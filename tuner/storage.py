@@ -12,14 +12,16 @@ import functools
 import json
 import math
 import sqlite3
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
+from weakref import WeakValueDictionary
 
 import optuna
 import sqlalchemy as sa
@@ -196,6 +198,36 @@ def _retrying() -> tenacity.Retrying:
     )
 
 
+class Turn:
+    """Lets one thread of this process in at a time; a thread that is in may enter again.
+
+    Others wait for at most `BUSY_SECONDS`, and then go in as well: it spares threads a race that they would lose, while
+    the database itself sees to it that none does harm.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._held = threading.local()
+
+    def __enter__(self) -> None:
+        is_in = self._lock.acquire(timeout=BUSY_SECONDS)
+        self._held.__dict__.setdefault("stack", []).append(is_in)
+
+    def __exit__(self, *_: object) -> None:
+        if self._held.stack.pop():
+            self._lock.release()
+
+
+_turns: WeakValueDictionary[tuple[object, ...], Turn] = WeakValueDictionary()
+_turns_lock = threading.Lock()
+
+
+def in_turn(*what: object) -> Turn:
+    """The turn of all in this process that name the same. It lasts as long as somebody keeps it."""
+    with _turns_lock:
+        return _turns.setdefault(what, Turn())
+
+
 class SqliteConnection(sqlite3.Connection):
     """A connection with our PRAGMAs; as a class, because event listeners do not survive pickling."""
 
@@ -239,12 +271,20 @@ class Database(RDBStorage):
         )
         self._prepare()
 
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        del state["_writing"]
+        return state
+
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
         self._prepare()
 
     def _prepare(self) -> None:
         self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self._writing: AbstractContextManager[None] = nullcontext()
+        if self.is_sqlite:
+            self._writing = in_turn("write", self.url)
         # each dialect has its own word for what an INSERT does about rows that are there
         self.insert: Callable[[sa.Table], Any] = sqlite.insert if self.is_sqlite else postgresql.insert
         report = self.insert(_REPORTS).on_conflict_do_nothing()
@@ -271,8 +311,9 @@ class Database(RDBStorage):
             StorageUnavailableError: the database does not answer; it may be worth another try.
             StorageError: it refuses.
         """
+        turn = nullcontext() if mode is Mode.READ else self._writing
         try:
-            with _create_scoped_session(self.scoped_session) as session:
+            with turn, _create_scoped_session(self.scoped_session) as session:
                 session.connection(execution_options={_MODE: mode})
                 if mode is Mode.RELAXED and not self.is_sqlite:
                     session.execute(sa.text("SET LOCAL synchronous_commit = off"))

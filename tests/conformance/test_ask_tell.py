@@ -655,6 +655,28 @@ def test_more_threads_than_a_pool_has_connections(url: str) -> None:
     assert ask_tell.spent() == Spent(trials=60, ended=60, epochs=60)
 
 
+def test_threads_of_one_process_choose_nothing_in_vain(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(url, budget={"trials": 40})
+    chosen: Counter[int] = Counter()
+    choose = AskTell._choose
+
+    def counted(self: AskTell, number: int, given: Any) -> Any:
+        chosen[number] += 1
+        return choose(self, number, given)
+
+    monkeypatch.setattr(AskTell, "_choose", counted)
+
+    def work() -> None:
+        ask_tell = StudyManager(url).ask_tell("s")
+        while (lease := ask_tell.ask()) is not None:
+            ask_tell.tell(lease, TrialState.COMPLETE, 1.0)
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(work) for _ in range(8)]:
+            done.result()
+    assert chosen == Counter(range(40))  # each number once: no choice was thrown away for a quicker thread's
+
+
 def test_an_ask_for_a_deleted_study_says_so(url: str) -> None:
     ask_tell = begin(url)
     complete(ask_tell)

@@ -17,7 +17,7 @@ check: $(VENV)/installed-test  ## ruff, format, types, layers, tests
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(or $(JOBS),2) --dist worksteal
+	$(BIN)/pytest -n $(or $(JOBS),3) --dist worksteal  # on two cores: some tests wait
 
 docs: $(VENV)/installed-test  ## write the generated parts of the documentation anew
 	UPDATE_DOCS=1 $(BIN)/pytest -q tests/test_docs.py -k fields

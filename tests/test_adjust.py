@@ -8,8 +8,8 @@ from typing import Any
 
 import optuna
 import pytest
+from command import Tuner
 from optuna.trial import FrozenTrial, TrialState
-from test_cli import Tuner, tuner  # noqa: F401 - a fixture
 from test_panda import POINT, Curve, curve_study, few, made, trial_of
 
 from objectives.digits import digits_few
@@ -174,7 +174,7 @@ def test_an_objective_in_python_is_adjusted_too(manager: StudyManager) -> None:
 
 
 def test_adjust_and_stop_on_the_command_line(
-    tuner: Tuner,  # noqa: F811
+    tuner: Tuner,
     manager: StudyManager,
     sqlite_url: str,
 ) -> None:

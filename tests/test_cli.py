@@ -13,52 +13,17 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from command import STUDY, Tuner
 from optuna.trial import TrialState
 
-from tuner.cli import app, main, storage_app
+from tuner.cli import app, storage_app
 from tuner.definition import ComparisonDefinition
-
-STUDY = """
-name = "small"
-objective = "branin"
-budget = {trials = 6}
-fixed = {epochs = 3}
-[space.x0]
-low = -5
-high = 10
-[space.x1]
-low = 0
-high = 15
-[comparison]
-seeds = 2
-arms = [{name = "random", sampler = {name = "random"}}, {name = "sobol", sampler = {name = "sobol"}}]
-"""
-
-Tuner = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tuner:
-    """Runs the command in a folder with small.toml; gives exit code, standard output and error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
-    (tmp_path / "small.toml").write_text(STUDY)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tuner", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def test_compare_then_look_at_it(tuner: Tuner, tmp_path: Path) -> None:
@@ -239,7 +204,7 @@ def command(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
 DIGITS = """
 name = "d"
 objective = "digits"
-budget = {trials = 15}
+budget = {trials = 9}
 fixed = {epochs = 12}
 pruner = {name = "median"}
 [space.learning_rate]
@@ -307,7 +272,7 @@ def test_what_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(tmp_pat
     found = {}
     for folder, interruptions in (
         ("undisturbed", {}),
-        ("interrupted", {10: "SIGKILL to all", 30: "Ctrl-C", 50: "SIGKILL to the parent"}),
+        ("interrupted", {8: "SIGKILL to all", 20: "Ctrl-C", 32: "SIGKILL to the parent"}),
     ):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "d.toml").write_text(DIGITS)
@@ -322,7 +287,7 @@ def test_what_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(tmp_pat
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         found[folder] = contents(database)
-    assert len(found["interrupted"]) == 6 * 15  # every arm and seed has its exact budget
+    assert len(found["interrupted"]) == 6 * 9  # every arm and seed has its exact budget
     assert all(state in (TrialState.COMPLETE, TrialState.PRUNED) for _, _, state, *_ in found["interrupted"])
     assert found["interrupted"] == found["undisturbed"]  # the same numbers, whatever was interrupted
 

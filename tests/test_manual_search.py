@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import Tuner
 from optuna.trial import TrialState
-from test_cli import Tuner, tuner  # noqa: F401 - a fixture
 
 from objectives.epoch import Diverged, Epoch, Epochs
 from tuner import StudyDefinition, StudyManager, TunerError
@@ -138,7 +138,7 @@ def test_bad_assignments_are_refused(words: list[str], message: str) -> None:
         parse_assignments(words)
 
 
-def test_try_prints_the_whole_point_the_value_and_how_it_stands(tuner: Tuner) -> None:  # noqa: F811
+def test_try_prints_the_whole_point_the_value_and_how_it_stands(tuner: Tuner) -> None:
     code, out, err = tuner("try", "small.toml", "x0=3.1416", "x1=2.275")
     assert code == 0, err
     assert "small, the point: x0=3.1416 x1=2.275" in out
@@ -153,7 +153,7 @@ def test_try_prints_the_whole_point_the_value_and_how_it_stands(tuner: Tuner) ->
     assert [trial["attributes"]["origin"] for trial in json.loads(out)] == ["manual"] * 3
 
 
-def test_try_refuses_in_one_line(tuner: Tuner, tmp_path: Path) -> None:  # noqa: F811
+def test_try_refuses_in_one_line(tuner: Tuner, tmp_path: Path) -> None:
     for arguments, message in (
         (("smal.toml",), "error: smal.toml: there is no such file"),
         (("digitz",), "error: no definition is named 'digitz' (did you mean 'digits'?)"),
@@ -187,7 +187,7 @@ def test_panda_names_the_extra_where_textual_is_missing(sqlite_url: str) -> None
     assert done.stderr == "error: tuner panda needs textual: pip install 'tuner[panda]'\n"
 
 
-def test_try_says_how_a_trial_stands_in_plain_words(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_try_says_how_a_trial_stands_in_plain_words(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
     tuner("try", "small.toml", "x0=3", "x1=2")
     _, out, _ = tuner("try", "small.toml", "x0=3", "x1=2")
     assert re.search(r"trial 1: value [\d.]+, as good as the best so far, trial 0\n", out)

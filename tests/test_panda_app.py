@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from command import Tuner
 from optuna.trial import TrialState
-from test_cli import Tuner, tuner  # noqa: F401 - a fixture
 from test_panda import POINT, Curve, curve_study, few, made, trial_of
 from textual.events import Key
 from textual.pilot import Pilot
@@ -320,7 +320,7 @@ def test_a_driver_that_never_began_can_be_closed(manager: StudyManager) -> None:
 
 
 @pytest.fixture
-def terminal(tuner: Tuner, monkeypatch: pytest.MonkeyPatch, sqlite_url: str) -> Tuner:  # noqa: F811
+def terminal(tuner: Tuner, monkeypatch: pytest.MonkeyPatch, sqlite_url: str) -> Tuner:
     """The command line as in a terminal, on the test's database; `without` one of its streams."""
     monkeypatch.setenv("OPTUNA_STORAGE", sqlite_url)
 

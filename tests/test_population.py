@@ -16,6 +16,7 @@ from typing import Any
 
 import optuna
 import pytest
+from command import Tuner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import (
@@ -25,7 +26,6 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import FrozenTrial, TrialState
-from test_cli import Tuner, tuner  # noqa: F401 - a fixture
 
 from objectives.digits import digits_few
 from objectives.epoch import Epoch, Epochs, Hyperparameter, Seed, complete_params
@@ -602,7 +602,7 @@ def test_a_lineage_that_is_not_there(sqlite_url: str) -> None:
         manager.lineage("r")
 
 
-def test_lineage_on_the_command_line(tuner: Tuner, sqlite_url: str) -> None:  # noqa: F811
+def test_lineage_on_the_command_line(tuner: Tuner, sqlite_url: str) -> None:
     manager = StudyManager(sqlite_url)
     manager.run(walk_study(budget={"trials": 12}), Walk())
     code, out, _ = tuner("lineage", "w", "--storage", sqlite_url)

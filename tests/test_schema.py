@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -20,6 +17,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
+from command import Tuner
 from optuna.trial import TrialState
 
 import tuner.schema
@@ -233,18 +231,15 @@ def test_a_database_of_stock_optuna_gets_our_tables_and_stays_readable(url: str)
     stock.engine.dispose()
 
 
-def _tuner(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from tuner.cli import main; main()", *arguments]
-    environment = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
-
-
-def test_the_command_line_tells_versions_and_upgrades(old: str) -> None:
-    refused = _tuner("studies", "--storage", old)
-    assert refused.returncode == 1
-    (line,) = refused.stderr.splitlines()
+def test_the_command_line_tells_versions_and_upgrades(
+    old: str, tuner: Tuner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, _, err = tuner("studies", "--storage", old)
+    assert code == 1
+    (line,) = err.splitlines()
     assert "tuner storage upgrade --storage" in line
-    found = json.loads(_tuner("storage", "info", "--storage", old, "--format", "json").stdout)
+    found = json.loads(tuner("storage", "info", "--storage", old, "--format", "json")[1])
     assert found == {
         "url": info(old).url,
         "kind": "sqlite" if old.startswith("sqlite") else "postgresql",
@@ -253,18 +248,15 @@ def test_the_command_line_tells_versions_and_upgrades(old: str) -> None:
         "optunas_version": info(old).optunas_version,
         "studies": 1,
     }
-    assert (
-        "was upgraded from version 0001 (version 0002)"
-        in _tuner("storage", "upgrade", "--storage", old).stdout
-    )
-    assert "is up to date (version 0002)" in _tuner("storage", "upgrade", "--storage", old).stdout
-    shown = _tuner("storage", "info", "--storage", old).stdout
+    assert "was upgraded from version 0001 (version 0002)" in tuner("storage", "upgrade", "--storage", old)[1]
+    assert "is up to date (version 0002)" in tuner("storage", "upgrade", "--storage", old)[1]
+    shown = tuner("storage", "info", "--storage", old)[1]
     assert "0002 (needed: 0002)" in shown
 
 
 @pytest.mark.parametrize("what", ["info", "upgrade"])
-def test_the_command_line_makes_no_database(tmp_path: Path, what: str) -> None:
-    missing = _tuner("storage", what, "--storage", f"sqlite:///{tmp_path}/missing.db")
-    assert (missing.returncode, missing.stdout) == (2, "")
-    assert "there is no database" in missing.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_the_command_line_makes_no_database(tuner: Tuner, tmp_path: Path, what: str) -> None:
+    code, out, err = tuner("storage", what, "--storage", f"sqlite:///{tmp_path}/missing.db")
+    assert (code, out) == (2, "")
+    assert "there is no database" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -27,12 +26,11 @@ WARM_UP = 8
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`rate` in trials a second; `start` and `end` in seconds; `cpu` in CPU seconds of the workers a trial."""
+    """`rate` in trials a second; `start` and `end` in seconds."""
 
     rate: float
     start: float
     end: float
-    cpu: float
 
 
 def measure(workers: int, trials: int, epochs: int) -> Measured:
@@ -55,19 +53,15 @@ def measure(workers: int, trials: int, epochs: int) -> Measured:
     def note(_outcome: Outcome) -> None:
         ended.append(time.perf_counter())
 
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as folder, StudyManager(f"sqlite:///{folder}/bench.db") as manager:
         begun = time.perf_counter()
         manager.run(definition, workers=workers, on_outcome=note)
         over = time.perf_counter()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     steady = ended[WARM_UP : trials - workers + 1]
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Measured(
         rate=(len(steady) - 1) / (steady[-1] - steady[0]),
         start=ended[0] - begun,
         end=over - ended[-1],
-        cpu=cpu / trials,
     )
 
 
@@ -90,8 +84,7 @@ def main() -> None:
     for workers, measured in found.items():
         print(
             f"{workers} worker{'s' * (workers > 1)}: {spread([m.rate for m in measured])} trials/s, "
-            f"start {spread([m.start for m in measured])} s, end {spread([m.end for m in measured])} s, "
-            f"CPU {spread([m.cpu for m in measured])} s a trial"
+            f"start {spread([m.start for m in measured])} s, end {spread([m.end for m in measured])} s"
         )
     ratios = [two.rate / one.rate for one, two in zip(found[1], found[2], strict=True)]
     print(f"two workers end {spread(ratios)} times as many trials a second as one")

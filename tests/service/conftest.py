@@ -1,15 +1,15 @@
-"""A front to knock at."""
+"""What the tests of the service share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from front_door import Service
+from api_client import Api, serving
 
 
 @pytest.fixture
-def service(sqlite_url: str) -> Iterator[Service]:
-    running = Service(sqlite_url)
-    yield running
-    running.close()
+def service(url: str) -> Iterator[Api]:
+    """The API on a fresh database of each kind, for an admin."""
+    with serving(url) as service:
+        yield service

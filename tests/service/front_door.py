@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import httpx
@@ -16,10 +17,10 @@ from fastapi.responses import HTMLResponse
 from starlette.types import ASGIApp
 
 from tuner import StudyDefinition, StudyManager
-from tuner.schema import open_storage
+from tuner.service.app import ready
 from tuner.service.auth import Attempts, Tokens
 from tuner.service.dashboard import Dashboard
-from tuner.service.front import front
+from tuner.service.front import Readiness, front
 from tuner.service.identity import Identity, Role, needs
 from tuner.service.logs import OneLine
 from tuner.service.pages import Pages
@@ -81,15 +82,15 @@ class Service:
 
     def __init__(self, url: str, *, api: ASGIApp | None = None, artifact_store: Any = None) -> None:
         self.manager = StudyManager(url)
-        self.database = open_storage(url)
+        self.database = self.manager.ledger.database
         self.tokens = Tokens(self.database)
         self.attempts = Attempts()
         self.app = front(
             api=api or stand_in(),
-            pages=Pages(self.manager, self.database, self.tokens, self.attempts),
+            pages=Pages(self.manager, self.tokens, self.attempts),
             dashboard=Dashboard(self.database, artifact_store=artifact_store),
             tokens=self.tokens,
-            database=self.database,
+            is_ready=Readiness(partial(ready, self.manager)),
             hosts=HOSTS,
         )
         self.runner = asyncio.Runner()
@@ -119,7 +120,7 @@ class Service:
     def close(self) -> None:
         self.tokens.close()
         self.runner.close()
-        self.database.close()
+        self.manager.close()
 
 
 def some_trials(manager: StudyManager, name: str = "small", trials: int = 3) -> None:

@@ -18,22 +18,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
-import sqlalchemy as sa
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request, cookie_parser
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuner.errors import StorageError, StorageUnavailableError
-from tuner.schema import HEAD, VERSION_TABLE
 from tuner.service.auth import Tokens
 from tuner.service.dashboard import is_dashboards
 from tuner.service.identity import Identity, identify, identity
 from tuner.service.logs import redact, request_id
 from tuner.service.refusal import STYLE_PATH, RefusedError, refusal, wants_page
-from tuner.storage import Database, Mode
 
-__all__ = ["PUBLIC", "Threads", "cookie_name", "front", "is_secure"]
+__all__ = ["PUBLIC", "Readiness", "Threads", "cookie_name", "front", "is_secure"]
 
 PUBLIC = frozenset({"/healthz", "/readyz", "/login", STYLE_PATH})
 """What needs no token."""
@@ -76,7 +73,7 @@ def front(
     pages: ASGIApp,
     dashboard: _OfIdentity,
     tokens: Tokens,
-    database: Database,
+    is_ready: Readiness,
     hosts: Collection[str],
 ) -> ASGIApp:
     """The whole service as one ASGI application.
@@ -86,10 +83,10 @@ def front(
         pages: our own pages, with the log-in.
         dashboard: what answers under the dashboard's paths.
         tokens: who is let in.
-        database: looked at by /readyz.
+        is_ready: what /readyz answers.
         hosts: the names and addresses, without ports, under which the service is reached.
     """
-    inside = Dispatch(api=api, pages=pages, dashboard=dashboard, is_ready=Readiness(database))
+    inside = Dispatch(api=api, pages=pages, dashboard=dashboard, is_ready=is_ready)
     return Reception(Hosts(Authentication(SameOrigin(inside), tokens), hosts))
 
 
@@ -343,21 +340,28 @@ def login_of(scope: Scope) -> str | None:
 
 
 class Readiness:
-    """Whether the database answers in time, with tables that this program knows; looked at once a second at most."""
+    """Whether the service can serve; looked at once a second at most, and waited for as long.
 
-    def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._database, self._clock = database, clock
+    Args:
+        look: why it cannot, None where it can; it may wait for the database.
+        clock: in seconds.
+    """
+
+    def __init__(
+        self, look: Callable[[], str | None], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._look, self._clock = look, clock
         self._threads = Threads("readiness", 1, READY_SECONDS)
         self._looking: asyncio.Task[str | None] | None = None
         self._until = 0.0
         self._last: str | None = None
 
     async def __call__(self) -> str | None:
-        """Why it is not ready; None where it is."""
+        """Why it cannot; None where it can."""
         if self._looking is None and self._clock() < self._until:
             return self._last
         if self._looking is None:
-            self._looking = asyncio.create_task(self._look())
+            self._looking = asyncio.create_task(self._answer())
             self._looking.add_done_callback(self._seen)
         return await asyncio.shield(self._looking)
 
@@ -366,18 +370,14 @@ class Readiness:
         if not looked.cancelled():
             self._last, self._until = looked.result(), self._clock() + READY_SECONDS
 
-    async def _look(self) -> str | None:
+    async def _answer(self) -> str | None:
         try:
-            version = await self._threads.run(self._version)
+            reason = await self._threads.run(self._look)
         except StorageError as error:
-            _log.warning("not ready: %s", error)
-            return "the database does not answer"
-        return None if version == HEAD else f"the tables have version {version}; {HEAD} is needed"
-
-    def _version(self) -> str | None:
-        with self._database.transaction(Mode.READ) as session:
-            version: str | None = session.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}"))
-            return version
+            reason = str(error)
+        if reason is not None:
+            _log.warning("not ready: %s", reason)
+        return reason
 
 
 class Dispatch:
@@ -402,7 +402,12 @@ class Dispatch:
             raise RefusedError(
                 405, "method_not_allowed", "this is only looked at", headers={"Allow": "GET, HEAD"}
             )
-        problem = await self._is_ready() if scope["path"] == "/readyz" else None
-        if problem is not None:
-            raise RefusedError(503, "not_ready", problem, headers={"Retry-After": str(RETRY_SECONDS)})
+        reason = await self._is_ready() if scope["path"] == "/readyz" else None
+        if reason is not None:  # which is in the log: it names the database
+            raise RefusedError(
+                503,
+                "not_ready",
+                "the database cannot be used just now",
+                headers={"Retry-After": str(RETRY_SECONDS)},
+            )
         await JSONResponse({"status": "ok"})(scope, receive, send)

@@ -6,20 +6,20 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qs, urlsplit
 
-import sqlalchemy as sa
-from optuna.storages._rdb import models
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from tuner.manager import StudyManager, StudySummary
+from tuner.ledger import ARCHIVED
+from tuner.manager import StudyManager
 from tuner.markup import STYLE, Html, data_table, tag, titled
 from tuner.runs import Working
 from tuner.service.auth import LOGIN_SECONDS, Attempts, Tokens
 from tuner.service.front import Threads, cookie_name, is_secure, login_of
 from tuner.service.identity import Identity, identity
 from tuner.service.refusal import PAGE_POLICY, STYLE_PATH, RefusedError, document
-from tuner.storage import Database, Mode
+from tuner.service.schemas import StudyView
+from tuner.service.studies import study_view
 
 __all__ = ["Pages"]
 
@@ -27,6 +27,9 @@ FORM_BYTES = 4096
 
 SECONDS = 20.0
 """So long a page is waited for."""
+
+SHOWN = 200
+"""So many studies, the newest."""
 
 Page = Callable[[Request], Awaitable[Response]]
 
@@ -36,15 +39,12 @@ class Pages:
 
     Args:
         manager: whose studies are shown.
-        database: the manager's.
         tokens: who may log in.
         attempts: how often that may be tried.
     """
 
-    def __init__(
-        self, manager: StudyManager, database: Database, tokens: Tokens, attempts: Attempts | None = None
-    ) -> None:
-        self._manager, self._database, self._tokens = manager, database, tokens
+    def __init__(self, manager: StudyManager, tokens: Tokens, attempts: Attempts | None = None) -> None:
+        self._manager, self._tokens = manager, tokens
         self._attempts = attempts or Attempts()
         self._threads = Threads("pages", 4, SECONDS)
         self._pages: Mapping[str, Mapping[str, Page]] = {
@@ -113,22 +113,17 @@ class Pages:
         return _html(await self._threads.run(self._overview_page, who))
 
     def _overview_page(self, who: Identity) -> str:
-        summaries = [study for study in self._manager.studies() if who.sees(study.name)]
-        working = self._manager.working([study.name for study in summaries])
-        ids = {} if who.prefix else self._study_ids()  # a token for some studies may not see the dashboard
-        body = tag(
-            "main",
-            _head(who),
-            _studies(summaries, ids),
-            _working(working, ids),
-        )
+        found = [
+            study
+            for study in reversed(self._manager.all_studies())
+            if who.sees(study.study_name) and not study.user_attrs.get(ARCHIVED)
+        ]
+        # a token for some studies may not see the dashboard
+        ids = {} if who.prefix else {study.study_name: study._study_id for study in found}
+        views = [study_view(self._manager, study) for study in found[:SHOWN]]
+        working = self._manager.working([study.study_name for study in found])
+        body = tag("main", _head(who), _studies(views, len(found), ids), _working(working, ids))
         return document("tuner: studies", body)
-
-    def _study_ids(self) -> dict[str, int]:
-        """The ids under which the dashboard shows the studies."""
-        query = sa.select(models.StudyModel.study_name, models.StudyModel.study_id)
-        with self._database.transaction(Mode.READ) as session:
-            return {row.study_name: row.study_id for row in session.execute(query)}
 
 
 def _head(who: Identity) -> Html:
@@ -147,22 +142,29 @@ def _head(who: Identity) -> Html:
     )
 
 
-def _studies(summaries: list[StudySummary], ids: Mapping[str, int]) -> Html:
-    if not summaries:
+def _studies(views: list[StudyView], count: int, ids: Mapping[str, int]) -> Html:
+    if not views:
         return tag("section", tag("p", "No studies yet.", class_="quiet"))
-    titles = ("study", "objective", "sampler", "trials", "running", "pruned", "failed", "best")
-    lines = [
-        [
-            _link(study.name, ids),
-            study.objective or "–",
-            study.sampler or "–",
-            f"{study.finished} of {study.budget}" if study.budget else str(study.finished),
-            *(str(study.trials.get(state, 0)) for state in ("RUNNING", "PRUNED", "FAIL")),
-            "–" if study.best_value is None else f"{study.best_value:.5g}".replace("-", "−"),
-        ]
-        for study in reversed(summaries)
+    titles = ("study", "state", "objective", "sampler", "trials", "running", "pruned", "failed", "best")
+    lines = [_study(view, ids) for view in views]
+    older = f"The newest {len(views)} of {count:,}; the others are listed by GET /v1/studies."
+    note = tag("p", older, class_="note") if count > len(views) else ""
+    return tag("section", data_table(titles, lines), note)
+
+
+def _study(view: StudyView, ids: Mapping[str, int]) -> list[str]:
+    counts = view.counts
+    ended = counts.complete + counts.pruned + counts.fail
+    best = "–" if view.best is None else f"{float(view.best.value):.5g}".replace("-", "−")
+    return [
+        _link(view.name, ids),
+        tag("span", view.state, class_="" if view.state == "open" else "notable"),
+        view.objective or "–",
+        view.sampler or "–",
+        f"{ended:,}" + ("" if view.budget.trials is None else f" of {view.budget.trials:,}"),
+        *(f"{count:,}" for count in (counts.running, counts.pruned, counts.fail)),
+        best,
     ]
-    return tag("section", data_table(titles, lines))
 
 
 def _working(working: list[Working], ids: Mapping[str, int]) -> Html:
@@ -268,6 +270,7 @@ button {
 }
 button:hover { border-color: var(--soft); }
 :focus-visible { outline: 2px solid var(--soft); outline-offset: 2px; }
+.notable { color: var(--warn); }
 .login { max-width: 28rem; }
 .login form { display: grid; gap: .5rem; }
 .login input {

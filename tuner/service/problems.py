@@ -100,6 +100,7 @@ def problem(
     scope: Scope | None = None,
     errors: Sequence[Mapping[str, str]] | None = None,
     headers: Mapping[str, str] | None = None,
+    **more: str,
 ) -> JSONResponse:
     """The answer to what went wrong.
 
@@ -110,6 +111,7 @@ def problem(
         scope: of the request, for its id.
         errors: `{"where": …, "detail": …}` for each mistake in a document.
         headers: further ones.
+        more: further members of the document.
     """
     request_id = (scope or {}).get("state", {}).get("request_id")
     body = {
@@ -119,6 +121,7 @@ def problem(
         "detail": detail[:LONGEST],
         **({} if request_id is None else {"request_id": str(request_id)}),
         **({} if errors is None else {"errors": list(errors)[:MOST_ERRORS]}),
+        **more,
     }
     return JSONResponse(body, status, headers=dict(headers or {}), media_type=PROBLEM)
 

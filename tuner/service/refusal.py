@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.types import Scope
 
 from tuner.markup import Html, tag
-from tuner.service.logs import request_id
+from tuner.service.problems import problem
 
 __all__ = ["PAGE_POLICY", "STYLE_PATH", "RefusedError", "document", "refusal", "wants_page"]
 
@@ -53,16 +52,14 @@ def refusal(scope: Scope, refused: RefusedError) -> Response:
             tag("p", tag("a", "To the studies", href="/")),
         )
         return HTMLResponse(document(title, body), refused.status, _page_headers(refused))
-    problem: dict[str, Any] = {
-        "type": f"urn:tuner:{refused.slug}",
-        "title": title,
-        "status": refused.status,
-        "detail": refused.detail,
-        "reason": refused.detail,  # what the dashboard shows
-    }
-    if (found := request_id.get()) is not None:
-        problem["request_id"] = found
-    return JSONResponse(problem, refused.status, refused.headers, media_type="application/problem+json")
+    return problem(
+        refused.status,
+        refused.detail,
+        slug=refused.slug,
+        scope=scope,
+        headers=refused.headers,
+        reason=refused.detail,  # what the dashboard shows
+    )
 
 
 def wants_page(scope: Scope) -> bool:

@@ -31,7 +31,7 @@ from tuner.service.identity import Identity, Role
 from tuner.storage import Database, Mode, patiently
 from tuner.tables import TokenRow
 
-__all__ = ["NAME", "Attempts", "TokenInfo", "Tokens"]
+__all__ = ["NAME", "Attempts", "TokenInfo", "Tokens", "duration"]
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 """What a token's name may be, as a study's."""
@@ -263,6 +263,18 @@ class Tokens:
         with self._lock:
             self._revoked += 1
             self._known.clear()
+
+
+def duration(text: str) -> float:
+    """The seconds of a duration as people write it: `90s`, `15m`, `12h`, `30d`.
+
+    Raises:
+        DefinitionError: it is none.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
+    if found is None:
+        raise DefinitionError(f"a duration is a number and s, m, h or d, as in 30d; got {text!r}")
+    return float(int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]])
 
 
 class Attempts:

@@ -11,10 +11,10 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import optuna
 import typer
@@ -40,6 +40,9 @@ from tuner.schema import HEAD, exists, info, open_storage, upgrade
 from tuner.storage import DEFAULT_URL, cached, safe_url
 from tuner.training import planned_epochs
 
+if TYPE_CHECKING:
+    from tuner.service.auth import Tokens
+
 __all__ = ["app", "main"]
 
 app = typer.Typer(
@@ -51,8 +54,21 @@ app = typer.Typer(
 )
 storage_app = typer.Typer(help="Look after a database.", no_args_is_help=True, rich_markup_mode="markdown")
 app.add_typer(storage_app, name="storage")
+token_app = typer.Typer(
+    help="Say who may use the service.", no_args_is_help=True, rich_markup_mode="markdown"
+)
+app.add_typer(token_app, name="token")
 out = Console(width=None if sys.stdout.isatty() else 160, emoji=False)  # a pipe has no width to keep to
 err = Console(stderr=True, emoji=False)
+
+
+class RoleName(StrEnum):
+    """What a token lets its holder do; each what those before it may, too."""
+
+    VIEWER = "viewer"
+    WORKER = "worker"
+    OPERATOR = "operator"
+    ADMIN = "admin"
 
 
 class Format(StrEnum):
@@ -385,6 +401,118 @@ def dashboard(
         raise TunerError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
 
 
+@app.command(
+    epilog="**Examples**\n\n`tuner serve`\n\n`tuner serve --host 0.0.0.0 --behind-proxy --allowed-host "
+    "tuner.example.org --storage postgresql://tuner@db/tuner`"
+)
+def serve(  # noqa: PLR0917 - each is an option of the command line
+    storage: StorageOption = DEFAULT_URL,
+    host: Annotated[
+        str, typer.Option(envvar="TUNER_HOST", help="The address to listen on; 0.0.0.0 is every one.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="TUNER_PORT", min=0, max=65535)] = 8080,
+    behind_proxy: Annotated[
+        bool,
+        typer.Option(
+            "--behind-proxy",
+            envvar="TUNER_BEHIND_PROXY",
+            help="A proxy in front encrypts, and says who the client is (X-Forwarded-For, X-Forwarded-Proto).",
+        ),
+    ] = False,
+    tls_cert: Annotated[
+        Path | None, typer.Option(envvar="TUNER_TLS_CERT", help="The certificate's file, to encrypt here.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="TUNER_TLS_KEY", help="The file of its private key.")
+    ] = None,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            envvar="TUNER_ALLOWED_HOSTS",
+            help="A name under which clients reach the service; give it once a name (in the environment: with spaces).",
+        ),
+    ] = None,
+    log_level: Annotated[
+        str, typer.Option(envvar="TUNER_LOG_LEVEL", help="debug, info, warning or error.")
+    ] = "info",
+) -> None:
+    """Serve ask, report and tell over HTTP, and the dashboard behind a login. Ctrl-C ends it."""
+    from tuner.service.serve import Settings, serve  # noqa: PLC0415 - a second that no other command should wait
+
+    names = tuple(allowed_hosts or ())
+    settings = Settings(storage, host, port, behind_proxy, tls_cert, tls_key, names, log_level)
+    serve(settings, lambda line: print(line, flush=True))  # noqa: T201 - whole lines, whatever the terminal
+
+
+@token_app.command(
+    "create",
+    epilog="**Examples**\n\n`tuner token create gpu-3 --role worker > token`\n\n"
+    "`tuner token create ann --role operator --prefix vision. --expires-in 30d`",
+)
+def token_create(
+    name: Annotated[str, typer.Argument(help="For people, as in logs.", metavar="NAME")],
+    role: Annotated[RoleName, typer.Option(help="What it lets its holder do.")],
+    prefix: Annotated[
+        str, typer.Option(help="Of the names of the studies that it is for; by default all.")
+    ] = "",
+    expires_in: Annotated[
+        str | None, typer.Option(help="As in 12h or 30d; by default never.", metavar="DURATION")
+    ] = None,
+    storage: StorageOption = DEFAULT_URL,
+) -> None:
+    """Make a token and print it: nobody can read it again."""
+    from tuner.service.auth import duration  # noqa: PLC0415 - as for `serve`
+    from tuner.service.identity import Role  # noqa: PLC0415
+
+    seconds = None if expires_in is None else duration(expires_in)
+    with _tokens(storage) as tokens:
+        text, made = tokens.create(name, Role[role.name], prefix=prefix, expires_in=seconds)
+    print(text)  # noqa: T201 - plain, for a file
+    err.print(f"{made.role} {made.name}, id {made.id}", markup=False, highlight=False)
+
+
+@token_app.command("list", epilog="**Example**\n\n`tuner token list --format json`")
+def token_list(storage: StorageOption = DEFAULT_URL, format_: FormatOption = Format.TABLE) -> None:
+    """List the tokens. What they read is not known."""
+    with _tokens(storage) as tokens:
+        found = [_plain(token) for token in tokens.all()]
+    if format_ is Format.JSON:
+        _print_json(found)
+        return
+    table = Table(box=None)
+    for heading in ("id", "name", "role", "prefix", "created", "expires", "revoked", "last used"):
+        table.add_column(heading, no_wrap=True)
+    for token in found:
+        moments = (token[when] for when in ("created", "expires", "revoked", "last_used"))
+        shown = ("" if moment is None else f"{moment:%Y-%m-%d %H:%M}" for moment in moments)
+        table.add_row(token["id"], token["name"], token["role"], token["prefix"], *shown)
+    out.print(table if found else "No tokens yet. `tuner serve` makes the first one when it starts.")
+
+
+@token_app.command("revoke", epilog="**Example**\n\n`tuner token revoke 0a1b2c3d4e5f`")
+def token_revoke(
+    token_id: Annotated[str, typer.Argument(help="As `tuner token list` shows it.", metavar="ID")],
+    storage: StorageOption = DEFAULT_URL,
+) -> None:
+    """End a token, and the log-ins made with it. A running service notices within seconds."""
+    with _tokens(storage) as tokens:
+        tokens.revoke(token_id)
+
+
+@contextmanager
+def _tokens(storage: str) -> Iterator[Tokens]:
+    from tuner.service.auth import Tokens  # noqa: PLC0415 - as for `serve`
+
+    _require_existing(storage)
+    database = open_storage(storage)
+    try:
+        with closing(Tokens(database)) as tokens:
+            yield tokens
+    finally:
+        database.close()
+
+
 @app.command(epilog="**Example**\n\n`tuner archive digits.tpe.seed-0`")
 def archive(
     name: NameArgument,
@@ -449,7 +577,7 @@ def _existing(storage: str) -> StudyManager:
 def _require_existing(storage: str) -> None:
     if not exists(storage):
         raise NotFoundError(
-            f"there is no database {safe_url(storage)}; `tuner run` and `tuner compare` make one"
+            f"there is no database {safe_url(storage)}; `tuner run`, `tuner compare` and `tuner serve` make one"
         )
 
 

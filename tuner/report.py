@@ -2,7 +2,7 @@
 
 The page is a sequence of sections, each a function from the result to HTML; plots are Plotly figures as plain
 dictionaries (`plotly.graph_objects.Figure(figure)` takes them as they are), drawn by the page in the reader's colours.
-Whatever comes from a definition or a trial is text until `_tag` has escaped it.
+Whatever comes from a definition or a trial is text until `tag` has escaped it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from tuner.catalogue import find_objective
 from tuner.comparison import TEST, ComparisonResult, Run, Unit
 from tuner.definition import Arm, Budget, Member
 from tuner.errors import TunerError
+from tuner.markup import STYLE as BASE_STYLE
+from tuner.markup import Html, data_table, facts_list, tag, titled
 from tuner.space import CategoricalParameter, FloatParameter, IntParameter, Space
 from tuner.statistics import Spread
 
@@ -80,7 +82,7 @@ def page(result: ComparisonResult) -> str:
     return PAGE.substitute(
         policy=_policy(scripts),
         title=html.escape(f"{result.definition.name}: comparison"),
-        style=STYLE.substitute(light=_colour_variables(LIGHT), dark=_colour_variables(DARK)),
+        style=BASE_STYLE + STYLE.substitute(light=_colour_variables(LIGHT), dark=_colour_variables(DARK)),
         body="\n".join(section for section in sections if section is not None),
         scripts="\n".join(f"<script>{script}</script>" for script in scripts),
     )
@@ -120,13 +122,13 @@ def _head(result: ComparisonResult) -> Html:
         "Seeds": f"{definition.comparison.seeds}, paired",
         "Budget": _budget(definition.budget),
     }
-    return _tag(
+    return tag(
         "header",
-        _tag("p", "Comparison", class_="eyebrow"),
-        _tag("h1", definition.name),
+        tag("p", "Comparison", class_="eyebrow"),
+        tag("h1", definition.name),
         _unfinished(result) or "",
-        _tag("p", result.verdict, class_="verdict"),
-        _facts(facts),
+        tag("p", result.verdict, class_="verdict"),
+        facts_list(facts),
     )
 
 
@@ -139,9 +141,9 @@ def _unfinished(result: ComparisonResult) -> Html | None:
         return None
     absent = len(members) - len(runs)
     begun = f", {absent} {'has' if absent == 1 else 'have'} not begun" if absent else ""
-    return _tag(
+    return tag(
         "p",
-        _tag("strong", "Unfinished. "),
+        tag("strong", "Unfinished. "),
         f"{done} of {len(members)} runs have used up their budget{begun}. "
         f"What follows is what there is so far; it may still change.",
         class_="notice",
@@ -159,7 +161,7 @@ def _ranking(result: ComparisonResult) -> Html | None:
             _arm(result, row.arm),
             f"{row.mean_rank:.2f}",
             _spread(row.final),
-            _tag("span", strip, class_=_colour_class(result, row.arm)),
+            tag("span", strip, class_=_colour_class(result, row.arm)),
             _number(row.best),
             _p_value(row.p),
             *map(_count, (row.trials, row.pruned, row.failed, row.epochs)),
@@ -174,10 +176,10 @@ def _ranking(result: ComparisonResult) -> Html | None:
         f"rank. p: difference from the first ({TEST}).{friedman} Saved: epochs that pruning did not spend, of those "
         "that full trainings would have. Counts and seconds of training are totals over seeds."
     )
-    return _section(
+    return titled(
         "Ranking",
-        _table(("arm", *titles, "epochs", "saved", "seconds"), lines),
-        _tag("p", note, class_="note"),
+        data_table(("arm", *titles, "epochs", "saved", "seconds"), lines),
+        tag("p", note, class_="note"),
     )
 
 
@@ -198,10 +200,10 @@ def _anytime(result: ComparisonResult) -> Html | None:
         "A curve begins where enough seeds have a completed trial and ends where the arm's shortest run does; bands "
         "beyond the worst median are cut off. The legend switches arms off and on."
     )
-    return _section(
+    return titled(
         "Best value so far",
-        _tag("div", *plots, class_="plots wide" if many else "plots"),
-        _tag("p", caption, class_="note"),
+        tag("div", *plots, class_="plots wide" if many else "plots"),
+        tag("p", caption, class_="note"),
     )
 
 
@@ -216,7 +218,7 @@ def _finals(result: ComparisonResult) -> Html | None:
         "different arms, which met the same data, initial weights and noise; boxes are quartiles and median."
     )
     left_out = f" Not drawn: {_plural(missing, 'run')} without a completed trial." if missing else ""
-    return _section("Final values", plot, _tag("p", caption + left_out, class_="note"))
+    return titled("Final values", plot, tag("p", caption + left_out, class_="note"))
 
 
 def _configurations(result: ComparisonResult) -> Html | None:
@@ -230,14 +232,14 @@ def _configurations(result: ComparisonResult) -> Html | None:
             _arm(result, arm),
             _number(run.best[-1]),
             *(_parameter_value(run.best_params, name, spaces[arm]) for name in names),
-            _tag("span", run.study, class_="quiet"),
+            tag("span", run.study, class_="quiet"),
             _count(run.best_number or 0),
         ]
         for arm, run in best.items()
     ]
     note = "The best trial of each arm over all seeds; study and trial number are those of the database."
-    table = _table(("arm", "value", *names, "study", "trial"), lines)
-    return _section("Best configurations", table, _tag("p", note, class_="note"))
+    table = data_table(("arm", "value", *names, "study", "trial"), lines)
+    return titled("Best configurations", table, tag("p", note, class_="note"))
 
 
 def _method(result: ComparisonResult) -> Html:
@@ -256,15 +258,15 @@ def _method(result: ComparisonResult) -> Html:
         "Date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
     document = json.dumps(finite(definition.dump()), indent=2, ensure_ascii=False)
-    return _section(
+    return titled(
         "How it was done",
-        _tag("h3", "Arms"),
+        tag("h3", "Arms"),
         _arms_table(result),
-        _tag("h3", "Space"),
-        _space_table(definition.space) if len(definition.space) else _tag("p", "Suggested by the objective."),
-        _tag("h3", "Conditions"),
-        _facts(facts),
-        _tag("details", _tag("summary", "The definition"), _tag("pre", document)),
+        tag("h3", "Space"),
+        _space_table(definition.space) if len(definition.space) else tag("p", "Suggested by the objective."),
+        tag("h3", "Conditions"),
+        facts_list(facts),
+        tag("details", tag("summary", "The definition"), tag("pre", document)),
     )
 
 
@@ -527,7 +529,7 @@ def _arms_table(result: ComparisonResult) -> Html:
     ]
     width = 4 if any(line[3] != NONE for line in lines) else 3
     titles = ("arm", "sampler", "pruner", "what else differs")
-    return _table(titles[:width], [line[:width] for line in lines], numbers=False)
+    return data_table(titles[:width], [line[:width] for line in lines], numbers=False)
 
 
 def _component(settings: Any) -> str:
@@ -559,7 +561,7 @@ def _space_table(space: Space) -> Html:
         for name, parameter in space.items()
     ]
     when = ("active when",) if space.is_conditional else ()
-    return _table(("parameter", "type", "values", "scale", "priority", *when), lines, numbers=False)
+    return data_table(("parameter", "type", "values", "scale", "priority", *when), lines, numbers=False)
 
 
 def _range(parameter: AnyParameter) -> str:
@@ -641,52 +643,11 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# ------------------------------------------------------------------------------------------------------- HTML, escaped
-
-
-class Html(str):
-    """A string that is HTML already. All others are text, and escaped where they meet it."""
-
-    __slots__ = ()
-
-
-def _tag(name: str, *children: str, **attributes: str) -> Html:
-    """An element; `class_` and `data_label` stand for the attributes `class` and `data-label`."""
-    given = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"' for key, value in attributes.items()
-    )
-    return Html(f"<{name}{given}>{''.join(map(_escaped, children))}</{name}>")
-
-
-def _escaped(text: str) -> str:
-    return text if isinstance(text, Html) else html.escape(text)
-
-
-def _section(title: str, *children: str) -> Html:
-    return _tag("section", _tag("h2", title), *children)
-
-
-def _facts(facts: Mapping[str, str]) -> Html:
-    return _tag("dl", *(_tag("div", _tag("dt", k), _tag("dd", v)) for k, v in facts.items()), class_="facts")
-
-
-def _table(titles: Sequence[str], lines: Sequence[Sequence[str]], *, numbers: bool = True) -> Html:
-    """A table whose first column names the row; on a narrow screen each row becomes a card."""
-    head = _tag("tr", *(_tag("th", title, scope="col") for title in titles))
-    body = [
-        _tag(
-            "tr",
-            _tag("th", line[0], scope="row"),
-            *(_tag("td", cell, data_label=title) for title, cell in zip(titles[1:], line[1:], strict=True)),
-        )
-        for line in lines
-    ]
-    table = _tag("table", _tag("thead", head), _tag("tbody", *body), class_="numbers" if numbers else "words")
-    return _tag("div", table, class_="scroll")
+# --------------------------------------------------------------------------------------------------- pieces of the page
 
 
 def _arm(result: ComparisonResult, arm: str) -> Html:
-    return _tag("span", _tag("i", class_=f"dot {_colour_class(result, arm)}"), arm, class_="arm")
+    return tag("span", tag("i", class_=f"dot {_colour_class(result, arm)}"), arm, class_="arm")
 
 
 def _colour_class(result: ComparisonResult, arm: str) -> str:
@@ -706,16 +667,16 @@ def _strip(spread: Spread, place: Callable[[float], float]) -> Html:
     if not all(map(math.isfinite, (spread.low, spread.median, spread.high))):
         return Html("")
     low, median, high = (f"{place(value):.1f}" for value in (spread.low, spread.median, spread.high))
-    bar = _tag("line", x1=low, x2=high, y1="7", y2="7")
-    dot = _tag("circle", cx=median, cy="7", r="4")
-    return _tag("svg", bar, dot, class_="strip", width="90", height="14", aria_hidden="true")
+    bar = tag("line", x1=low, x2=high, y1="7", y2="7")
+    dot = tag("circle", cx=median, cy="7", r="4")
+    return tag("svg", bar, dot, class_="strip", width="90", height="14", aria_hidden="true")
 
 
 def _plot(name: str, figure: Figure, label: str, height: int) -> Html:
     """A place for a plot, followed by its figure, which the page's script draws there."""
     if not figure["data"]:
-        return _tag("p", "No run has a completed trial yet: nothing to draw.", class_="note")
-    place = _tag("div", id=name, class_="plot", role="img", aria_label=label, style=f"height: {height}px")
+        return tag("p", "No run has a completed trial yet: nothing to draw.", class_="note")
+    place = tag("div", id=name, class_="plot", role="img", aria_label=label, style=f"height: {height}px")
     return Html(f'{place}<script type="application/json">{_json(figure)}</script>')
 
 
@@ -774,53 +735,9 @@ $scripts
 
 STYLE = Template(
     """
-:root {
-  color-scheme: light dark;
-  --paper: #ffffff; --ink: #1b1d21; --soft: #62676e; --line: #dfe1e4; --faint: #f5f6f7;
-  --warn: #8a5300; --warn-paper: #fff6e5;
-  $light
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #131519; --ink: #e7e8ea; --soft: #9aa1aa; --line: #2e3238; --faint: #1b1e23;
-    --warn: #f0c274; --warn-paper: #2a2213;
-    $dark
-  }
-}
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 74rem; margin: 0 auto; padding: clamp(1.5rem, 5vw, 4rem) clamp(1rem, 4vw, 2.5rem) 5rem; }
-.eyebrow {
-  margin: 0; color: var(--soft); font-size: .75rem; font-weight: 600; letter-spacing: .1em; text-transform: uppercase;
-}
-h1 { margin: .1rem 0 1rem; font-size: clamp(1.7rem, 5vw, 2.3rem); line-height: 1.15; letter-spacing: -.015em; }
-h2 { margin: 0 0 1rem; font-size: 1.2rem; letter-spacing: -.005em; }
-h3 { margin: 1.75rem 0 .5rem; font-size: .95rem; }
-h1, dd, td, th, pre, .verdict { overflow-wrap: anywhere; }
+:root { $light }
+@media (prefers-color-scheme: dark) { :root { $dark } }
 .verdict { margin: 0 0 1.75rem; max-width: 44rem; font-size: clamp(1.1rem, 3vw, 1.3rem); line-height: 1.45; }
-.notice {
-  margin: 0 0 1.25rem; padding: .7rem 1rem; border-left: 3px solid var(--warn); background: var(--warn-paper);
-  color: var(--warn); font-size: .95rem;
-}
-.note { max-width: 48rem; margin: .75rem 0 0; color: var(--soft); font-size: .85rem; }
-.quiet { color: var(--soft); }
-section { margin-top: 3.5rem; }
-.facts { display: flex; flex-wrap: wrap; gap: .9rem 2.25rem; margin: 0; font-size: .92rem; }
-.facts dt { color: var(--soft); font-size: .8rem; }
-.facts dd { margin: 0; max-width: 34rem; }
-section .facts { display: block; }
-section .facts > div { display: grid; grid-template-columns: 6rem 1fr; padding: .2rem 0; }
-section .facts dt { font-size: inherit; }
-.scroll { overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
-thead tr { border-top: 1.5px solid var(--ink); border-bottom: 1px solid var(--line); }
-tbody tr:last-child { border-bottom: 1.5px solid var(--ink); }
-th, td { padding: .45rem .5rem; text-align: left; vertical-align: baseline; }
-th:first-child { padding-left: 0; } td:last-child, th:last-child { padding-right: 0; }
-tbody th { font-weight: 600; }
-.numbers td, .numbers thead th:not(:first-child) { text-align: right; white-space: nowrap; }
 .arm { white-space: nowrap; }
 .dot { display: inline-block; width: .62em; height: .62em; margin-right: .5em; border-radius: 50%; }
 .strip { vertical-align: middle; stroke: currentColor; fill: currentColor; }
@@ -832,28 +749,8 @@ tbody th { font-weight: 600; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
 .plots.wide { grid-template-columns: 1fr; }
 .plot { min-width: 0; width: 100%; }
-details { margin-top: 1.5rem; font-size: .9rem; }
-summary { cursor: pointer; color: var(--soft); }
-pre {
-  padding: 1rem; background: var(--faint); font-size: .8rem; line-height: 1.5; white-space: pre-wrap;
-}
 @media (max-width: 46rem) {
-  section { margin-top: 2.75rem; }
-  .scroll { overflow: visible; }
-  table, tbody { display: block; }
-  thead { display: none; }
-  tbody tr {
-    display: grid; grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); gap: .45rem 1rem; padding: .9rem 0;
-    border-top: 1px solid var(--line);
-  }
-  tbody tr:first-child { border-top: 1.5px solid var(--ink); }
-  tbody th { grid-column: 1 / -1; padding: 0; font-size: 1rem; }
-  tbody td, .numbers td { display: block; padding: 0; text-align: left; white-space: normal; }
-  tbody td::before { content: attr(data-label); display: block; color: var(--soft); font-size: .75rem; }
-  tbody td[data-label^="median"], tbody td[data-label="study"] { grid-column: span 2; }
-  .words tbody tr { grid-template-columns: repeat(2, 1fr); }
-  tbody td[data-label=""] { display: none; }
-  section .facts > div { display: block; padding: .35rem 0; }
+  tbody td[data-label^="median"] { grid-column: span 2; }
 }
 @media print { section { break-inside: avoid; } details { display: none; } }
 """

@@ -5,9 +5,10 @@ An endpoint without `needs` is a mistake that a test finds; a request that reach
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from fastapi import HTTPException, Request
 
@@ -51,7 +52,7 @@ class Identity:
             raise HTTPException(403, f"this token is for studies whose names begin with {self.prefix!r} only")
 
 
-def identify(scope: dict[str, object], who: Identity) -> None:
+def identify(scope: MutableMapping[str, Any], who: Identity) -> None:
     """Note in an ASGI scope who asks."""
     state = scope.setdefault("state", {})
     assert isinstance(state, dict)

@@ -1,0 +1,284 @@
+"""optuna-dashboard behind the login, at its own paths: read by all, changed by operators, and only where that is safe.
+
+The dashboard itself has no login, takes NaN for a value (which no later reader of the study survives), and renames and
+deletes studies under the feet of their workers. So what would change something is let through only where it is known,
+and only after its document was checked and written anew; everything else is done through the interface under /v1.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import optuna_dashboard
+import sqlalchemy as sa
+from a2wsgi import WSGIMiddleware
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tuner.service.identity import Identity, Role
+from tuner.service.refusal import RefusedError
+from tuner.storage import Database, Mode, cached
+from tuner.trial_run import RECORDS
+
+__all__ = ["Dashboard", "is_dashboards"]
+
+BODY_BYTES = 256 * 1024
+
+THREADS = 6
+"""So many of its answers are made at once."""
+
+ARTIFACT_POLICY = "sandbox; default-src 'none'; frame-ancestors 'none'"
+
+_log = logging.getLogger(__name__)
+
+Check = Callable[[Database, list[int], dict[str, Any]], dict[str, Any]]
+"""Looks at a document that is to change something; the same written anew, or `RefusedError`."""
+
+
+def is_dashboards(path: str) -> bool:
+    """Whether a path is one of the dashboard's own. Its `/` is not: that is our page."""
+    first = path.partition("/")[2].partition("/")
+    if first[0] in ("dashboard", "incompatible-rdb-schema", "favicon.ico"):
+        return first[0] == "dashboard" or not first[1]
+    return first[0] in ("api", "static", "csv", "artifacts") and bool(first[1])
+
+
+class Dashboard:
+    """The dashboard as an ASGI application; who asks stands in the scope.
+
+    Args:
+        database: what it shows.
+        artifact_store: where artifacts lie, if any are shown.
+    """
+
+    def __init__(self, database: Database, *, artifact_store: Any = None) -> None:
+        self._database = database
+        bottle = optuna_dashboard.wsgi(storage=cached(database), artifact_store=artifact_store)
+        self._app: ASGIApp = WSGIMiddleware(_quiet(bottle), workers=THREADS)  # type: ignore[assignment]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, who: Identity) -> None:
+        """Answer `who`.
+
+        Raises:
+            RefusedError: 403 where the role or the study prefix forbids it, or another status where the document does.
+        """
+        if who.prefix:
+            raise RefusedError(
+                403,
+                "forbidden",
+                f"this token is for studies whose names begin with {who.prefix!r}; the dashboard shows all of them",
+            )
+        if not scope["query_string"].isascii():
+            raise RefusedError(400, "malformed", "a query is ASCII; everything else is written with %")
+        if scope["method"] not in ("GET", "HEAD"):
+            scope, receive = await self._checked(scope, receive, who)
+        elif scope["path"].startswith("/artifacts/"):
+            send = _as_attachment(send)
+        await self._app(_with_header(scope, "accept-encoding", "identity"), receive, send)
+
+    async def _checked(self, scope: Scope, receive: Receive, who: Identity) -> tuple[Scope, Receive]:
+        """A request that may change something, with its document written anew."""
+        if who.role < Role.OPERATOR:
+            raise RefusedError(403, "forbidden", "only an operator may change something in the dashboard")
+        for method, path, check in WRITES:
+            if method == scope["method"] and (found := re.fullmatch(path, scope["path"])) is not None:
+                ids = [int(number) for number in found.groups()]
+                document = _parse(scope, await _body(receive))
+                written = await run_in_threadpool(check, self._database, ids, document)
+                return _with_body(scope, json.dumps(written, allow_nan=False).encode())
+        raise RefusedError(
+            403, "forbidden", "this is not done through the dashboard here, but through /v1 or `tuner`"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+
+
+def _tell(database: Database, ids: list[int], document: dict[str, Any]) -> dict[str, Any]:
+    """A running trial ends: with a finite number for each objective, or as failed."""
+    study_id, _ = _running(database, ids[0])
+    state = document.get("state")
+    if not isinstance(state, str) or state.lower() not in ("complete", "fail"):
+        raise _invalid(f"state must be Complete or Fail; got {state!r}")
+    if state.lower() == "fail":
+        return {"state": "Fail"}
+    values, wanted = document.get("values"), len(database.get_study_directions(study_id))
+    if not isinstance(values, list) or len(values) != wanted or not all(map(_is_number, values)):
+        raise _invalid(
+            f"values must be as many finite numbers as there are objectives, {wanted}; got {values!r}"
+        )
+    return {"state": "Complete", "values": [float(value) for value in values]}
+
+
+def _user_attrs(database: Database, ids: list[int], document: dict[str, Any]) -> dict[str, Any]:
+    """User attributes of a running trial, but for those that we keep on record ourselves."""
+    _running(database, ids[0])
+    attrs = document.get("user_attrs")
+    if not isinstance(attrs, dict) or not attrs:
+        raise _invalid("user_attrs must be an object that holds something")
+    for key in attrs:
+        if not 0 < len(key) <= 128 or not key.isprintable() or key in RECORDS or key.startswith("tuner:"):
+            raise _invalid(f"{key!r} cannot be set: too long, not printable, or kept by the service itself")
+    return {"user_attrs": attrs}
+
+
+def _study_note(database: Database, ids: list[int], document: dict[str, Any]) -> dict[str, Any]:
+    with database.transaction(Mode.READ) as session:
+        if session.get(models.StudyModel, ids[0]) is None:
+            raise RefusedError(404, "not_found", f"no study has the id {ids[0]}")
+    return _note(document)
+
+
+def _trial_note(database: Database, ids: list[int], document: dict[str, Any]) -> dict[str, Any]:
+    if _trial(database, ids[1])[0] != ids[0]:
+        raise RefusedError(404, "not_found", f"study {ids[0]} has no trial with the id {ids[1]}")
+    return _note(document)
+
+
+def _note(document: dict[str, Any]) -> dict[str, Any]:
+    version, body = document.get("version"), document.get("body")
+    if type(version) is not int or not 0 <= version < 2**31 or not isinstance(body, str):
+        raise _invalid("a note has a version, a whole number, and a body, a text")
+    return {"version": version, "body": body}
+
+
+WRITES: tuple[tuple[str, str, Check], ...] = (
+    ("PUT", r"/api/studies/([0-9]{1,9})/note", _study_note),
+    ("PUT", r"/api/studies/([0-9]{1,9})/([0-9]{1,9})/note", _trial_note),
+    ("POST", r"/api/trials/([0-9]{1,9})/tell", _tell),
+    ("POST", r"/api/trials/([0-9]{1,9})/user-attrs", _user_attrs),
+)
+"""What may be changed through the dashboard: its method and path, and what looks at it.
+
+Left out: creating studies (they are made from definitions), renaming and deleting them (which changes the ids that
+workers' leases hang on), artifacts and preferences (system attributes that a client chooses), migrations.
+"""
+
+
+def _running(database: Database, trial_id: int) -> tuple[int, TrialState]:
+    study_id, state = _trial(database, trial_id)
+    if state is not TrialState.RUNNING:
+        raise RefusedError(409, "conflict", f"the trial does not run: it is {state.name.lower()}")
+    return study_id, state
+
+
+def _trial(database: Database, trial_id: int) -> tuple[int, TrialState]:
+    """A trial's study and state."""
+    query = sa.select(models.TrialModel.study_id, models.TrialModel.state)
+    with database.transaction(Mode.READ) as session:
+        row = session.execute(query.where(models.TrialModel.trial_id == trial_id)).first()
+    if row is None:
+        raise RefusedError(404, "not_found", f"no trial has the id {trial_id}")
+    return row.study_id, row.state
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number, and neither a boolean nor a text (`float` would take "nan")."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _invalid(detail: str) -> RefusedError:
+    return RefusedError(422, "invalid", detail[:500])
+
+
+# ---------------------------------------------------------------------------------------------------------- documents
+
+
+async def _body(receive: Receive) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RefusedError(400, "malformed", "the connection ended before the document")
+        body += message.get("body", b"")
+        if len(body) > BODY_BYTES:
+            raise RefusedError(
+                413, "too_large", f"a document of the dashboard has at most {BODY_BYTES:,} bytes"
+            )
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _parse(scope: Scope, body: bytes) -> dict[str, Any]:
+    """The JSON object of a request, all of whose numbers are finite."""
+    kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise RefusedError(415, "unsupported_media_type", "the document must be application/json")
+    try:
+        document = json.loads(body.decode(), parse_constant=_no_number, parse_float=_finite)
+    except (ValueError, RecursionError):
+        raise RefusedError(400, "malformed", "the document is no JSON, or too deep") from None
+    if not isinstance(document, dict):
+        raise _invalid("the document must be an object")
+    return document
+
+
+def _no_number(text: str) -> NoReturn:
+    raise _invalid(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _invalid(f"{text} is too large")
+    return value
+
+
+def _with_body(scope: Scope, body: bytes) -> tuple[Scope, Receive]:
+    """The request with another document."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    kept = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"transfer-encoding")]
+    return {**scope, "headers": [*kept, (b"content-length", str(len(body)).encode())]}, receive
+
+
+def _with_header(scope: Scope, name: str, value: str) -> Scope:
+    """The request with a header that the dashboard needs, where it has none."""
+    if name in Headers(scope=scope):
+        return scope
+    return {**scope, "headers": [*scope["headers"], (name.encode(), value.encode())]}
+
+
+def _as_attachment(send: Send) -> Send:
+    """Artifacts are downloaded: one that is a web page must not run as ours."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["Content-Disposition"] = "attachment"
+            headers["Content-Security-Policy"] = ARTIFACT_POLICY
+        await send(message)
+
+    return sending
+
+
+class _Errors:
+    """What a WSGI application writes about its failures goes to the log."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            _log.error("the dashboard failed: %s", text.strip())
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+def _quiet(app: Callable[..., Iterable[bytes]]) -> Any:
+    def quiet(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        environ["wsgi.errors"] = _Errors()
+        return app(environ, lambda status, headers, exc_info=None: start_response(status, headers))
+
+    return quiet

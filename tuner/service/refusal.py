@@ -1,0 +1,84 @@
+"""How the front says no: a problem document (RFC 9457), or a page for who looks with a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.responses import HTMLResponse, Response
+from starlette.types import Scope
+
+from tuner.markup import Html, tag
+from tuner.service.problems import problem
+
+__all__ = ["PAGE_POLICY", "STYLE_PATH", "RefusedError", "document", "refusal", "wants_page"]
+
+STYLE_PATH = "/style.css"
+
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
+"""The policy of our pages: they have no scripts."""
+
+
+class RefusedError(Exception):
+    """A request that the front does not let through.
+
+    Args:
+        status: the HTTP status.
+        slug: the kind of problem, for programs: `urn:tuner:` and this.
+        detail: the reason, for people; one line that they can act on.
+        headers: more of the answer.
+    """
+
+    def __init__(
+        self, status: int, slug: str, detail: str, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.slug, self.detail, self.headers = status, slug, detail, dict(headers or {})
+
+
+def refusal(scope: Scope, refused: RefusedError) -> Response:
+    """The answer to a request that is refused."""
+    title = HTTPStatus(refused.status).phrase
+    if wants_page(scope):
+        body = tag(
+            "main",
+            tag("p", str(refused.status), class_="eyebrow"),
+            tag("h1", title),
+            tag("p", refused.detail),
+            tag("p", tag("a", "To the studies", href="/")),
+        )
+        return HTMLResponse(document(title, body), refused.status, _page_headers(refused))
+    return problem(
+        refused.status,
+        refused.detail,
+        slug=refused.slug,
+        scope=scope,
+        headers=refused.headers,
+        reason=refused.detail,  # what the dashboard shows
+    )
+
+
+def wants_page(scope: Scope) -> bool:
+    """Whether it is a browser that opens a page."""
+    return scope["method"] in ("GET", "HEAD") and "text/html" in Headers(scope=scope).get("accept", "")
+
+
+def document(title: str, body: Html) -> str:
+    """A page as one HTML document."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("link", rel="stylesheet", href=STYLE_PATH),
+    )
+    return f"<!DOCTYPE html>\n{tag('html', head, tag('body', body), lang='en')}\n"
+
+
+def _page_headers(refused: RefusedError) -> dict[str, str]:
+    return {**refused.headers, "Content-Security-Policy": PAGE_POLICY}

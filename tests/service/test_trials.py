@@ -258,16 +258,13 @@ PRUNERS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("pruner", PRUNERS, ids=lambda pruner: pruner["name"])
-def test_pruners_decide_over_http_as_in_this_process(
-    sqlite_url: str, tmp_path: Any, pruner: dict[str, Any]
-) -> None:
+def test_pruners_decide_over_http_as_in_this_process(sqlite_url: str, pruner: dict[str, Any]) -> None:
     """Two trials at a time, their reports interleaved; through two services, and with bare Optuna on the side."""
     curves = np.random.default_rng(3).uniform(size=(16, 8)).cumsum(axis=1) / np.arange(1, 9)
     document = {**STUDY, "budget": {}, "pruner": pruner, "sampler": {"name": "random"}}
     definition = StudyDefinition.parse(document)
     bare = optuna.create_study(
         study_name="s",
-        storage=f"sqlite:///{tmp_path}/bare.db",
         pruner=definition.pruner.build(),
         sampler=optuna.samplers.RandomSampler(0),
     )
@@ -292,7 +289,11 @@ def test_pruners_decide_over_http_as_in_this_process(
                     if is_pruned or step == 8:
                         state = "pruned" if is_pruned else "complete"
                         one.post(f"{at(trial)}:tell", {"fence": 1, "state": state, "value": value})
-                        bare.tell(trial_of_bare, value, state=optuna.trial.TrialState[state.upper()])
+                        bare.tell(
+                            trial_of_bare,
+                            None if is_pruned else value,
+                            state=optuna.trial.TrialState[state.upper()],
+                        )
                         del running[k]
     assert decided == wanted
     assert {answer for _, answer in decided} == {"continue", "prune"}

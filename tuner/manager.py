@@ -479,8 +479,11 @@ class StudyManager:
             _check_runnable(definition, objective)
         for definition in definitions:
             self.create(definition)
+        names = [definition.name for definition in definitions]
+        if all(self.state(name) is not StudyState.OPEN for name in names):
+            self._require_run(names)  # else it would wait for trials in the hands of others
         run_studies(
-            [definition.name for definition in definitions],
+            names,
             _OpenStudy(absolute(self.url), objective),
             self._ledger,
             workers=workers,
@@ -488,7 +491,7 @@ class StudyManager:
             executor=executor,
             on_outcome=on_outcome,
         )
-        self._require_run([definition.name for definition in definitions])
+        self._require_run(names)
 
     def _require_run(self, names: Sequence[str]) -> None:
         """See that no study was left unfinished because it is paused, stopped or archived.

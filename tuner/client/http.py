@@ -14,7 +14,7 @@ import json
 import ssl
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import tenacity
@@ -124,6 +124,12 @@ class Transport:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def get(self, path: str, **query: Any) -> Any:
         """What is at `path`, from JSON. Errors as in `post`."""

@@ -49,6 +49,7 @@ class Client:
         timeout: for how many seconds one try waits for the answer.
         allow_http: send the token in the clear to another machine: for networks that are one's own.
         ca_file: certificates to trust, in PEM, instead of the usual ones.
+        client_id: who asks for trials, for people; request ids are its own. By default the name of this process.
 
     All methods raise AccessDeniedError where the token may not do this, and ServiceUnavailableError where the service
     does not answer for as long as the patience lasts.
@@ -75,7 +76,9 @@ class Client:
         timeout: float = TIMEOUT,
         allow_http: bool = False,
         ca_file: str | None = None,
+        client_id: str | None = None,
     ) -> None:
+        self.client_id = client_id
         self.transport = Transport(
             url, token, patience=patience, timeout=timeout, allow_http=allow_http, ca_file=ca_file
         )
@@ -107,7 +110,7 @@ class Client:
         """
         document = definition.dump() if isinstance(definition, StudyDefinition) else dict(definition)
         created: StudyStatus = read(StudyStatus, self.transport.post("/v1/studies", document))
-        return RemoteStudy(self.transport, created.name)
+        return RemoteStudy(self.transport, created.name, self.client_id)
 
     def study(self, name: str) -> RemoteStudy:
         """The study of this name.
@@ -115,7 +118,7 @@ class Client:
         Raises:
             NotFoundError: there is none.
         """
-        study = RemoteStudy(self.transport, name)
+        study = RemoteStudy(self.transport, name, self.client_id)
         study.status()
         return study
 
@@ -127,7 +130,7 @@ class Client:
             DefinitionError: the document breaks a rule.
         """
         imported: StudyStatus = read(StudyStatus, self.transport.post("/v1/studies:import", document))
-        return RemoteStudy(self.transport, imported.name)
+        return RemoteStudy(self.transport, imported.name, self.client_id)
 
     def compare(self, definition: StudyDefinition | Mapping[str, Any]) -> dict[str, Any]:
         """Create the studies of a comparison, for workers to run. Returns how far it is; errors as in `create`."""
@@ -148,8 +151,8 @@ class Client:
 class RemoteStudy:
     """A study of a service, by name. What `Client` says of errors holds here too."""
 
-    def __init__(self, transport: Transport, name: str) -> None:
-        self.name, self._transport = name, transport
+    def __init__(self, transport: Transport, name: str, client_id: str | None = None) -> None:
+        self.name, self._transport, self._client_id = name, transport, client_id
         self._side: RemoteAskTell | None = None
 
     def __repr__(self) -> str:
@@ -159,7 +162,7 @@ class RemoteStudy:
     def ask_tell(self) -> RemoteAskTell:
         """Ask and tell, as workers use it."""
         if self._side is None:
-            self._side = RemoteAskTell(self._transport, self.name)
+            self._side = RemoteAskTell(self._transport, self.name, self._client_id)
         return self._side
 
     @property
@@ -180,7 +183,8 @@ class RemoteStudy:
         """A trial to run, held by a lease; None if there is none now.
 
         Args:
-            request_id: names this request: asked again with the same, also after a crash, it is the same trial.
+            request_id: names this request: asked again by the same `client_id`, also after a crash, it is the same
+                trial.
         """
         return self.ask_tell.ask(request_id)
 

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_
 
 from tuner.ask_tell import Answer, Lease, Reply
 from tuner.errors import TunerError
+from tuner.samplers import Segment, segment_of
+from tuner.samplers.population import PLAN
 
 __all__ = [
     "AskedTrials",
@@ -69,7 +71,7 @@ class StudyStatus(_Answer):
 
 
 class RemoteTrial(_Answer):
-    """A trial of a study. `state` is running, waiting, complete, pruned or fail; times are with their zone."""
+    """A trial of a study. `state` is running, waiting, complete, pruned or fail; times are the service's."""
 
     number: int
     state: str
@@ -93,6 +95,8 @@ class HandedTrial(_Answer):
     params: dict[str, Any] = {}
     distributions: dict[str, BaseDistribution] = {}
     reports: list[ReportedValue] = []
+    lease_seconds: float | None = None
+    segment: dict[str, Any] | None = None
 
     model_config = ConfigDict(extra="ignore", frozen=True, arbitrary_types_allowed=True)
 
@@ -102,6 +106,11 @@ class HandedTrial(_Answer):
         if not isinstance(given, Mapping):
             return given or {}
         return {name: _distribution(document) for name, document in given.items()}
+
+    @property
+    def population_segment(self) -> Segment | None:
+        """Its place in a population; None of a whole training."""
+        return None if self.segment is None else segment_of({PLAN: self.segment})
 
     @property
     def lease(self) -> Lease:

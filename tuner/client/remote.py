@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
+import socket
 import uuid
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,17 +14,24 @@ from urllib.parse import quote
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.ask_tell import Answer, Lease, Reply
-from tuner.client.documents import AskedTrials, RemoteTrial, ReplyDocument, StudyStatus, read, wire_number
+from tuner.client.documents import (
+    AskedTrials,
+    HandedTrial,
+    RemoteTrial,
+    ReplyDocument,
+    StudyStatus,
+    read,
+    wire_number,
+)
 from tuner.client.http import Transport
 from tuner.definition import StudyDefinition
-from tuner.errors import DefinitionError, NotFoundError
-from tuner.ledger import Owner
-from tuner.samplers import PopulationSettings, Segment
+from tuner.errors import NotFoundError
+from tuner.samplers import Segment
 
-__all__ = ["LEASE_SECONDS", "RemoteAskTell", "client_id", "study_path"]
+__all__ = ["LEASE_SECONDS", "RemoteAskTell", "study_path", "this_process"]
 
 LEASE_SECONDS = 60.0
-"""How long a service's leases last at least: heartbeats come three times as often."""
+"""How long a lease lasts, until the service has said it."""
 
 MOST_VALUES = 1000
 """So many values go into one report."""
@@ -39,18 +49,20 @@ class RemoteAskTell:
     Args:
         transport: the way to the service.
         study: its name.
+        client_id: who asks, for people; request ids are its own. By default this process.
 
     Raises:
         NotFoundError: there is no such study, or it was not made from a definition.
     """
 
-    def __init__(self, transport: Transport, study: str) -> None:
-        self.transport = transport
+    def __init__(self, transport: Transport, study: str, client_id: str | None = None) -> None:
+        self.transport, self.client_id = transport, client_id or this_process()
         status: StudyStatus = read(StudyStatus, transport.get(study_path(study)))
         if status.definition is None:
             raise NotFoundError(f"study {study!r} was not made from a definition: it cannot be run from here")
         self.definition: StudyDefinition = read(StudyDefinition, status.definition)
         self.lease_seconds = LEASE_SECONDS
+        self._segments: dict[tuple[int, int], Segment] = {}
         self.is_finished = False
         """Whether the last ask said that there will be no further trial."""
         self.state = status.state
@@ -63,10 +75,17 @@ class RemoteAskTell:
             LeaseLostError: the request was handed a trial before, which was lost or given back: ask with another.
             ServiceUnavailableError: the service does not answer. So in all other methods.
         """
-        body = {"client_id": client_id(), "request_id": request_id or uuid.uuid4().hex, "count": 1}
+        body = {"client_id": self.client_id, "request_id": request_id or uuid.uuid4().hex}
         asked: AskedTrials = read(AskedTrials, self._post("trials:ask", body))
         self.state, self.is_finished = asked.state, asked.is_finished
-        return asked.trials[0].lease if asked.trials else None
+        return self.take(asked.trials[0]) if asked.trials else None
+
+    def take(self, handed: HandedTrial) -> Lease:
+        """Hold a trial of this study that was handed out, here or by an ask of any study."""
+        self.lease_seconds = handed.lease_seconds or self.lease_seconds
+        if (segment := handed.population_segment) is not None:
+            self._segments[handed.number, handed.fence] = segment
+        return handed.lease
 
     def report(self, lease: Lease, epoch: int, value: float, *, seconds: float = 0.0) -> Reply:
         """Record the value after an epoch, and say whether to go on; see `AskTell.report`."""
@@ -110,6 +129,7 @@ class RemoteAskTell:
         body: dict[str, Any] = {"state": state.name.lower(), "seconds": float(seconds)}
         body |= {"value": None if value is None else wire_number(value), "attrs": _short(attrs or {})}
         answer = self._post_trial(lease, "tell", body)
+        self._segments.pop((lease.number, lease.fence), None)
         return TrialState[str(answer["state"]).upper()]
 
     def release(self, lease: Lease) -> None:
@@ -134,17 +154,8 @@ class RemoteAskTell:
         self._post_trial(lease, "annotate", {"attrs": dict(attrs)})
 
     def segment(self, lease: Lease) -> Segment | None:
-        """None: a service's trials are whole trainings.
-
-        Raises:
-            DefinitionError: this study's are segments.
-        """
-        if isinstance(self.definition.sampler, PopulationSettings):
-            raise DefinitionError(
-                f"{self.definition.name}: sampler 'population-based' needs workers that reach the database "
-                f"(tuner run); trial {lease.number} was given back"
-            )
-        return None
+        """The trial's place in its population; None where it is a whole training."""
+        return self._segments.get((lease.number, lease.fence))
 
     def save_checkpoint(self, lease: Lease, epoch: int, data: bytes) -> None:
         """Keep the training's state after `epoch`, instead of an earlier one."""
@@ -185,9 +196,10 @@ def study_path(study: str) -> str:
     return f"/v1/studies/{quote(study, safe='')}"
 
 
-def client_id() -> str:
-    """Who asks: this process."""
-    return str(Owner.here())
+def this_process() -> str:
+    """The name of this process as a client, as people may look for it."""
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:100].lstrip("._-")
+    return f"{host or 'host'}.{os.getpid()}"
 
 
 def _reply(answer: Any) -> Reply:

@@ -30,7 +30,7 @@ from tuner.catalogue import find_objective, objective_names
 from tuner.client.client import FAILURES_IN_A_ROW, KEEP_SECONDS, Waiting, failed_too_often
 from tuner.client.documents import WorkerTrial, read
 from tuner.client.http import PATIENCE, Transport
-from tuner.client.remote import RemoteAskTell, client_id
+from tuner.client.remote import RemoteAskTell, this_process
 from tuner.errors import DefinitionError, LeaseLostError, NotFoundError, ServiceUnavailableError, TunerError
 from tuner.executors import Pool, Where, find_executor, is_lost_worker, submit
 from tuner.trial_run import Outcome, run_leased
@@ -196,11 +196,16 @@ class _Connection:
             side = self._study(only)
             lease = side.ask()
             return None if lease is None else (side, lease)
-        body = {"client_id": client_id(), "objectives": self._job.objectives, "request_id": uuid.uuid4().hex}
+        body = {
+            "client_id": this_process(),
+            "objectives": self._job.objectives,
+            "request_id": uuid.uuid4().hex,
+        }
         asked: WorkerTrial = read(WorkerTrial, self._transport.post("/v1/trials:ask", body))
         if asked.trial is None:
             return None
-        return self._study(asked.trial.study), asked.trial.lease
+        side = self._study(asked.trial.study)
+        return side, side.take(asked.trial)
 
     def _nothing(self) -> _Turn:
         if (only := self._job.settings.study) is None:

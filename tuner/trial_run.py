@@ -343,6 +343,10 @@ class _LeasedTrial(_Reporting, optuna.Trial):
         self._cached_frozen_trial.user_attrs[key] = value
 
 
+class _NotOfferedError(DefinitionError):
+    """A function suggests what its study does not search: no trial is at fault."""
+
+
 class _GivenTrial(_Reporting, optuna.trial.FixedTrial):
     """A trial whose parameters were all chosen when it was asked for, as a service does: it suggests what was given."""
 
@@ -355,11 +359,11 @@ class _GivenTrial(_Reporting, optuna.trial.FixedTrial):
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
         if name not in self._params:
             has = ", ".join(self._params) or "none"
-            raise DefinitionError(
+            raise _NotOfferedError(
                 f"{name!r} is not among the parameters of this trial{near_miss(name, self._params)}; it has: {has}"
             )
         if distribution != self._distributions[name]:
-            raise DefinitionError(
+            raise _NotOfferedError(
                 f"the study searches {name} in {self._distributions[name]}; the function suggests {distribution}"
             )
         return self._params[name]
@@ -390,7 +394,7 @@ def _run_function(
         stopped, value = trial.stopped(), lease.last_value
         is_wanted = bool(trial.reply.by) and value is not None and not math.isnan(value)
         state = TrialState.COMPLETE if is_wanted else TrialState.PRUNED
-    except (LeaseLostError, StorageError, optuna.exceptions.StorageInternalError):
+    except (LeaseLostError, StorageError, optuna.exceptions.StorageInternalError, _NotOfferedError):
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a training raises is recorded
         attrs = _attrs(lease, None, started)

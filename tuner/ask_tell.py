@@ -32,11 +32,14 @@ from sqlalchemy.orm import Session
 
 from tuner.definition import StudyDefinition
 from tuner.errors import ConflictError, DefinitionError, LeaseLostError, NotFoundError, StorageError
-from tuner.ledger import ENDED_BY_HAND, Command, Ending, HeldLease, Ledger, Owner, Spent
-from tuner.samplers import HeldWrites, Segment, StudyView, segment_of
+from tuner.ledger import ENDED_BY_HAND, Command, Ending, HeldLease, Ledger, Owner, Spent, StudyState
+from tuner.samplers import HeldWrites, Segment, StudyView, build_sampler, segment_of
 from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, in_turn, patiently
 
 __all__ = ["Answer", "AskTell", "Lease", "Reply"]
+
+ENQUEUED = "tuner:enqueued:"
+"""Begins the system attribute that names the request by which a trial was enqueued."""
 
 UNBORN = -1
 """The id of a trial that is not in the database yet."""
@@ -93,6 +96,8 @@ class AskTell:
         ledger: of the same database.
         owner: who asks; by default this process.
         max_attempts: how often a trial whose worker is lost is tried before it fails.
+        shared: what is reported for one trial may come in through several of these, in other processes: so a pruner is
+            given what the database holds.
     """
 
     def __init__(
@@ -103,15 +108,20 @@ class AskTell:
         *,
         owner: str | None = None,
         max_attempts: int = 3,
+        shared: bool = False,
     ) -> None:
         self.study = study
         self.definition = definition
         self.ledger = ledger
         self.owner = owner or str(Owner.here())
         self.max_attempts = max_attempts
+        self.shared = shared
         self._trial_limit = definition.trials
         # a choice made for a number that another takes meanwhile is made in vain: so threads choose one after the other
         self._asking = in_turn("ask", self.url, study._study_id)
+        # samplers and pruners keep what they saw, for one thread at a time; no tell waits for the model of an ask
+        self._ending = build_sampler(definition.sampler, definition.context) if shared else study.sampler
+        self._judging = threading.Lock()
         self._seen = threading.local()  # trials are cached by thread, so is how many had ended then
 
     @property
@@ -124,13 +134,23 @@ class AskTell:
         """How long a lease lasts that is not renewed."""
         return self.ledger.lease_seconds
 
-    def ask(self, request_id: str | None = None, *, params: Mapping[str, Any] | None = None) -> Lease | None:
-        """A trial to run, or None if the budget allows no more.
+    def ask(
+        self,
+        request_id: str | None = None,
+        *,
+        params: Mapping[str, Any] | None = None,
+        owner: str | None = None,
+        alone: bool = False,
+    ) -> Lease | None:
+        """A trial to run, or None if the budget allows no more, or the study is not open (`seen_state` says that).
 
         Args:
             request_id: 1 to 128 characters that name this request: asked again with the same, also after a crash,
                 the same trial is handed out. By default each call is another request.
             params: begin a new trial at this point; what it leaves open, be it all, the sampler chooses.
+            owner: who asks, if not the owner of all that is asked here.
+            alone: None, too, while another trial of the study is in somebody's hands: so that each is chosen in the
+                light of all before it, whatever the number of workers.
 
         Raises:
             DefinitionError: `params` is not in the study's space, or the request id is none.
@@ -144,7 +164,9 @@ class AskTell:
         if params is not None:
             self.definition.space.check(params)
         try:
-            return self._ask(_Request(request_id or uuid.uuid4().hex, is_new=request_id is None), params)
+            who = (request_id or uuid.uuid4().hex, owner or self.owner)
+            request = _Request(*who, is_new=request_id is None, is_alone=alone)
+            return self._ask(request, params)
         except KeyError as error:
             if error.args != (NOT_FOUND_MSG,):
                 raise
@@ -167,23 +189,101 @@ class AskTell:
                 trials = self._trials()
                 waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
                 begun = self.ledger.begun(session, self._study_id, [t._trial_id for t in waiting])
+            self._seen.state = spent.state
             if granted is not None:
-                return self._as_granted(*granted)
+                return self._as_granted(request.owner, *granted)
             lost = [lease for lease in leases if lease.is_lost]
             if lost:
                 self._end_lost(lost)
                 continue
+            if spent.state is not StudyState.OPEN or (request.is_alone and leases):
+                return None
             request.is_new = False
             self._seen.ended = spent.ended
             allows = self._allows_trial(spent)
             try:
                 for trial in waiting if chosen is None else ():
                     has_run = trial._trial_id in begun
-                    if (has_run or allows) and (lease := self._claim(trial, request.id, has_run)) is not None:
+                    if (has_run or allows) and (lease := self._claim(trial, request, has_run)) is not None:
                         return lease
-                return self._begin(len(trials), request.id, chosen or {}, spent.ended) if allows else None
+                return self._begin(len(trials), request, chosen or {}, spent.ended) if allows else None
             except _TakenError:
                 continue  # another was quicker: look again
+
+    @property
+    def seen_state(self) -> StudyState:
+        """The state of the study as this thread's last ask has seen it."""
+        return getattr(self._seen, "state", StudyState.OPEN)
+
+    @patiently
+    def lease(self, number: int, fence: int) -> Lease:
+        """A lease that was granted before, perhaps by another process, as far as its trial has come.
+
+        It may have ended: what is told under it says so, or is answered as before.
+
+        Raises:
+            NotFoundError: there is no such trial.
+            LeaseLostError: there never was such a lease on it.
+        """
+        database = self.ledger.database
+        with self.ledger.transaction(Mode.READ) as session:
+            trial_id = database.trial_id(session, self._study_id, number)
+            if trial_id is None:
+                raise self._no_trial(number)
+            attempt = self.ledger.attempt(session, self._study_id, trial_id, fence)
+            if attempt is None:
+                raise LeaseLostError(f"trial {number} of {self.study.study_name} never had a lease {fence}")
+            trial = database.trial(session, trial_id)
+        return Lease(
+            *(trial_id, number, trial.params, trial.distributions, fence, attempt),
+            values=dict(trial.intermediate_values),
+        )
+
+    @patiently
+    def enqueue(
+        self,
+        params: Mapping[str, Any],
+        attrs: Mapping[str, Any] | None = None,
+        *,
+        request_id: str | None = None,
+    ) -> int:
+        """Let a point chosen by hand be the next to run; the number of its trial, which waits.
+
+        Args:
+            params: any of the study's space; the sampler chooses the rest when the trial begins.
+            attrs: user attributes of the trial.
+            request_id: names this request: enqueued again with the same, it is the same trial.
+
+        Raises:
+            DefinitionError: `params` is not in the study's space.
+        """
+        self.definition.space.check(params)
+        database = self.ledger.database
+        asked = {} if request_id is None else {f"{ENQUEUED}{request_id}": True}
+        with self.ledger.transaction() as session:
+            database.lock_study(session, self._study_id)
+            for key in asked:
+                if (before := database.number_with(session, self._study_id, key)) is not None:
+                    return before
+            number = database.next_number(session, self._study_id)
+            trial_id = database.create_trial(
+                *(session, self._study_id, number),
+                params={},
+                distributions={},
+                attrs={"fixed_params": dict(params), **asked},
+                state=TrialState.WAITING,
+            )
+            assert trial_id is not None  # under the lock
+            database.set_attrs(session, USER_ATTRS, trial_id, attrs or {})
+        return number
+
+    @patiently
+    def is_finished(self) -> bool:
+        """Whether no trial will be handed out any more: the budget is used up, and all that was begun has ended."""
+        with self.ledger.transaction(Mode.READ) as session:
+            if self._has_budget(self.ledger.spent(session, self._study_id)):
+                return False
+            return not self.ledger.is_unfinished(session, self._study_id)
 
     @patiently
     def report(self, lease: Lease, epoch: int, value: float, *, seconds: float = 0.0) -> Reply:
@@ -263,7 +363,8 @@ class AskTell:
         values = None if value is None else [float(value)]
         told = {"state": state.name, "values": None if values is None else [repr(v) for v in values]}
         trial = self._frozen(lease)
-        self.study.sampler.after_trial(_filter_study(self.study, trial), trial, state, values)
+        with self._judging:
+            self._ending.after_trial(_filter_study(self.study, trial), trial, state, values)
         key = (self._study_id, lease.trial_id, lease.fence)
         try:
             with self.ledger.transaction() as session:
@@ -461,11 +562,16 @@ class AskTell:
         )
 
     def _allows_trial(self, spent: Spent) -> bool:
+        return spent.state is StudyState.OPEN and self._has_budget(spent)
+
+    def _has_budget(self, spent: Spent) -> bool:
         return not self._is_exhausted(spent) and (
             self._trial_limit is None or spent.trials < self._trial_limit
         )
 
-    def _as_granted(self, trial_id: int, fence: int, attempt: int, ending: Ending | None) -> Lease:
+    def _as_granted(
+        self, owner: str, trial_id: int, fence: int, attempt: int, ending: Ending | None
+    ) -> Lease:
         """The lease that a request was granted before, as far as it has come.
 
         It is this owner's from now on: the one who asked before may be gone.
@@ -474,7 +580,7 @@ class AskTell:
             raise LeaseLostError(f"the trial of this request is no longer its own: it was {ending.value}")
         if ending is None:
             with self.ledger.transaction() as session:
-                self.ledger.adopt(session, self._study_id, trial_id, fence, self.owner)
+                self.ledger.adopt(session, self._study_id, trial_id, fence, owner)
         trial = self.ledger.database.get_trial(trial_id)
         values = dict(trial.intermediate_values)
         return Lease(trial_id, trial.number, trial.params, trial.distributions, fence, attempt, values)
@@ -516,7 +622,7 @@ class AskTell:
             database.forget_reports(session, lease.trial_id)
             database.move_trial(session, lease.trial_id, TrialState.RUNNING, TrialState.WAITING)
 
-    def _claim(self, trial: FrozenTrial, request_id: str, has_run: bool) -> Lease | None:
+    def _claim(self, trial: FrozenTrial, request: _Request, has_run: bool) -> Lease | None:
         """A lease on a waiting trial; None if it was ended as impossible, or the budget does not allow it.
 
         One that has run before runs again with its parameters. Those of another are checked, and completed by the
@@ -542,7 +648,7 @@ class AskTell:
         with self._taking() as session:
             last = self.ledger.last_lease(session, self._study_id, trial_id)
             spent = self.ledger.spend(session, self._study_id, trials=0 if last else 1)
-            if last is None and not self._allowed(spent):
+            if spent.state is not StudyState.OPEN or (last is None and not self._allowed(spent)):
                 session.rollback()
                 return None
             if not database.move_trial(session, trial_id, TrialState.WAITING, TrialState.RUNNING):
@@ -556,10 +662,10 @@ class AskTell:
                 if ending is None:  # begun, and ended by a later look, since this transaction began
                     raise _TakenError
                 lease.fence, lease.attempt = fence + 1, attempt + (ending is Ending.LOST)
-            self._grant(session, lease, request_id)
+            self._grant(session, lease, request)
         return lease
 
-    def _begin(self, number: int, request_id: str, given: Mapping[str, Any], ended: int) -> Lease | None:
+    def _begin(self, number: int, request: _Request, given: Mapping[str, Any], ended: int) -> Lease | None:
         """A lease on a new trial; None if others have used up the budget meanwhile.
 
         What a sampler chooses depends on the trial's number, so the number must be known before the trial exists: if
@@ -586,7 +692,7 @@ class AskTell:
             if segment is not None and segment.parent is not None and spent.ended != ended:
                 raise _TakenError
             lease = Lease(trial_id, number, params, distributions, fence=1)
-            self._grant(session, lease, request_id)
+            self._grant(session, lease, request)
         return lease
 
     @contextmanager
@@ -604,13 +710,13 @@ class AskTell:
         """Whether a trial that `spent` counts already may begin."""
         return self._allows_trial(replace(spent, trials=spent.trials - 1))
 
-    def _grant(self, session: Session, lease: Lease, request_id: str) -> None:
+    def _grant(self, session: Session, lease: Lease, request: _Request) -> None:
         self.ledger.grant(
             session,
             self._study_id,
             lease.trial_id,
-            self.owner,
-            request_id,
+            request.owner,
+            request.id,
             fence=lease.fence,
             attempt=lease.attempt,
         )
@@ -710,7 +816,10 @@ class AskTell:
         for trial in self.study.get_trials(deepcopy=False):
             if trial.number == number:
                 return trial
-        raise NotFoundError(f"{self.study.study_name} has no trial {number}")
+        raise self._no_trial(number)
+
+    def _no_trial(self, number: int) -> NotFoundError:
+        return NotFoundError(f"{self.study.study_name} has no trial {number}")
 
     def _choose(
         self, number: int, given: Mapping[str, Any]
@@ -746,9 +855,13 @@ class AskTell:
         pruner = self.study.pruner
         if isinstance(pruner, NopPruner):
             return False
+        if self.shared:
+            with self.ledger.transaction(Mode.READ) as session:
+                lease.values = self.ledger.database.reports(session, lease.trial_id)
         reads_running = isinstance(pruner, (SuccessiveHalvingPruner, HyperbandPruner))
         study = self.study if reads_running else StudyView(self.study, remembering=True)
-        return pruner.prune(study, self._frozen(lease))
+        with self._judging:
+            return pruner.prune(study, self._frozen(lease))
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study._get_trials(deepcopy=False, use_cache=True)
@@ -775,7 +888,9 @@ class _Request:
     """What asks for a trial. `is_new`: nothing can have been granted to it yet."""
 
     id: str
+    owner: str
     is_new: bool
+    is_alone: bool
 
 
 class _TakenError(Exception):

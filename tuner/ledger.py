@@ -35,7 +35,25 @@ from tuner.errors import ConflictError, LeaseLostError
 from tuner.storage import MANY, Database, Mode
 from tuner.tables import CheckpointRow, CommandRow, LeaseRow, SpentRow, metadata
 
-__all__ = ["ENDED_BY_HAND", "Command", "Ending", "HeldLease", "Ledger", "Owner", "Spent"]
+__all__ = [
+    "ARCHIVED",
+    "COMPARISON",
+    "ENDED_BY_HAND",
+    "Candidate",
+    "Command",
+    "Ending",
+    "HeldLease",
+    "Ledger",
+    "Owner",
+    "Spent",
+    "StudyState",
+]
+
+ARCHIVED = "tuner:archived"
+"""The study's attribute that says that it was archived."""
+
+COMPARISON = "tuner:comparison"
+"""The attribute of a comparison's studies that names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +122,18 @@ def _started(pid: int) -> float | None:
 ENDED_BY_HAND = "it has ended already, perhaps by hand"
 
 
+class StudyState(StrEnum):
+    """Whether a study hands out trials."""
+
+    OPEN = "open"
+    PAUSED = "paused"
+    """No trial begins; those that run go on."""
+    STOPPED = "stopped"
+    """No trial begins, and those that ran were to end with their next report."""
+    ARCHIVED = "archived"
+    """Out of the way: no trial begins."""
+
+
 class Ending(StrEnum):
     """How a lease ended."""
 
@@ -143,12 +173,28 @@ class HeldLease:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a study has used: trials begun, those of them that have ended, epochs reported, seconds between reports."""
+    """What a study has used: trials begun, those of them that have ended, epochs reported, seconds between reports.
+
+    `state` is that of the study when this was read: whoever looks what is left has to know that as well.
+    """
 
     trials: int = 0
     ended: int = 0
     epochs: int = 0
     seconds: float = 0.0
+    state: StudyState = StudyState.OPEN
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A study that may have trials for a worker. `is_busy`: a trial of it is in somebody's hands."""
+
+    study_id: int
+    name: str
+    state: StudyState
+    is_busy: bool
+    is_member: bool
+    """Whether it is a comparison's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +232,9 @@ _LEASES, _BOOKS, _COMMANDS, _CHECKPOINTS = (
 _NOW, _given = _Now(), sa.bindparam
 _LEASE, _COMMAND = _LEASES.c, _COMMANDS.c
 _TRIAL = cast("sa.Table", models.TrialModel.__table__).c
+_STUDY = cast("sa.Table", models.StudyModel.__table__).c
+_STUDY_ATTRS = cast("sa.Table", models.StudyUserAttributeModel.__table__)
+_STUDY_ATTR = _STUDY_ATTRS.c
 
 _OF_TRIAL = (_LEASE.study_id == _given("study"), _LEASE.trial_id == _given("trial"))
 _THIS = (*_OF_TRIAL, _LEASE.fence == _given("the_fence"))
@@ -249,21 +298,56 @@ _END = (
     .returning(_LEASE.trial_id)
 )
 _ENDING = sa.select(_LEASE.ending, _LEASE.told).where(*_THIS)
+_ATTEMPT = sa.select(_LEASE.attempt).where(*_THIS)
+_TO_RUN_AGAIN = (
+    sa.select(_TRIAL.trial_id)
+    .where(
+        _TRIAL.study_id == _given("study"),
+        _TRIAL.state == TrialState.WAITING,
+        sa.exists().where(_LEASE.study_id == _TRIAL.study_id, _LEASE.trial_id == _TRIAL.trial_id),
+    )
+    .limit(1)
+)
+_OVERDUE = sa.select(_LEASE.study_id).where(_OPEN, _LEASE.expires_at < _NOW).distinct()
 _HOLDER = (
     sa.update(_LEASES).where(*_OF_TRIAL, _OPEN).values(commands=_LEASE.commands + 1).returning(_LEASE.fence)
 )
 _HEARD = sa.update(_LEASES).where(*_THIS).values(commands=0)
-_SPENT = sa.select(_BOOKS.c.trials, _BOOKS.c.ended, _BOOKS.c.epochs, _BOOKS.c.seconds).where(
-    _BOOKS.c.study_id == _given("study")
+_IS_ARCHIVED = sa.exists().where(
+    _STUDY_ATTR.study_id == _BOOKS.c.study_id, _STUDY_ATTR.key == ARCHIVED, _STUDY_ATTR.value_json == "true"
 )
+_SPENT = sa.select(
+    _BOOKS.c.trials,
+    _BOOKS.c.ended,
+    _BOOKS.c.epochs,
+    _BOOKS.c.seconds,
+    sa.case((_IS_ARCHIVED, StudyState.ARCHIVED.value), else_=_BOOKS.c.state).label("state"),
+).where(_BOOKS.c.study_id == _given("study"))
 _SPEND = (
     sa.update(_BOOKS)
     .where(_BOOKS.c.study_id == _given("study"))
     .values(
         {name: _BOOKS.c[name] + _given(f"more_{name}") for name in ("trials", "ended", "epochs", "seconds")}
     )
-    .returning(_BOOKS.c.trials, _BOOKS.c.ended, _BOOKS.c.epochs, _BOOKS.c.seconds)
+    .returning(_BOOKS.c.trials, _BOOKS.c.ended, _BOOKS.c.epochs, _BOOKS.c.seconds, _BOOKS.c.state)
 )
+_OBJECTIVE = _STUDY_ATTRS.alias()
+_CANDIDATES = (
+    sa.select(
+        _STUDY.study_id,
+        _STUDY.study_name,
+        sa.case((_IS_ARCHIVED, StudyState.ARCHIVED.value), else_=_BOOKS.c.state).label("state"),
+        sa.exists().where(_LEASE.study_id == _STUDY.study_id, _OPEN).label("is_busy"),
+        sa.exists()
+        .where(_STUDY_ATTR.study_id == _STUDY.study_id, _STUDY_ATTR.key == COMPARISON)
+        .label("is_member"),
+    )
+    .join(_BOOKS, _BOOKS.c.study_id == _STUDY.study_id)
+    .join(_OBJECTIVE, sa.and_(_OBJECTIVE.c.study_id == _STUDY.study_id, _OBJECTIVE.c.key == "objective"))
+    .where(_OBJECTIVE.c.value_json.in_(_given("objectives", expanding=True)))
+    .order_by(_BOOKS.c.trials, _STUDY.study_id)
+)
+_SET_STATE = sa.update(_BOOKS).where(_BOOKS.c.study_id == _given("study")).values(state=_given("new_state"))
 _ABOUT_TRIAL = (_COMMAND.study_id == _given("study"), _COMMAND.trial_id == _given("trial"))
 _WANTED = (
     sa.select(_COMMAND.kind, _COMMAND.values_json, _COMMAND.by)
@@ -472,12 +556,64 @@ class Ledger:
         if row is None:  # a study from before there were books, at its first ask
             self._open_books(session, study_id)
             row = session.execute(_SPEND, values).one()
-        return Spent(*row)
+        return _spent(row)
 
     def spent(self, session: Session, study_id: int) -> Spent:
         """What the study has used so far."""
         row = session.execute(_SPENT, {"study": study_id}).one_or_none()
-        return Spent(*row) if row else Spent()
+        return _spent(row) if row else Spent()
+
+    def set_state(self, session: Session, study_id: int, state: StudyState) -> None:
+        """Pause, stop or reopen a study. An ask that is under way has seen it, or waits until it does."""
+        self.spend(session, study_id)  # locks the books, and opens them where there are none
+        session.execute(_SET_STATE, {"study": study_id, "new_state": state.value})
+
+    def attempt(self, session: Session, study_id: int, trial_id: int, fence: int) -> int | None:
+        """Which attempt at the trial a lease was; None if there never was such a lease."""
+        key = {"study": study_id, "trial": trial_id, "the_fence": fence}
+        attempt: int | None = session.scalar(_ATTEMPT, key)
+        return attempt
+
+    def is_unfinished(self, session: Session, study_id: int) -> bool:
+        """Whether a trial that was begun has yet to end."""
+        key = {"study": study_id}
+        return (
+            session.execute(_OPEN_LEASES, key).first() is not None
+            or session.execute(_TO_RUN_AGAIN, key).first() is not None
+        )
+
+    def studies_by_state(self, session: Session) -> dict[StudyState, int]:
+        """How many studies there are in each state that any is in; without those that have no books yet."""
+        state = sa.case((_IS_ARCHIVED, StudyState.ARCHIVED.value), else_=_BOOKS.c.state).label("state")
+        found = sa.select(state).subquery()
+        counted = session.execute(sa.select(found.c.state, sa.func.count()).group_by(found.c.state))
+        return {StudyState(name): number for name, number in counted}
+
+    def open_lease_count(self, session: Session) -> int:
+        """How many trials are in the hands of workers."""
+        return session.scalar(sa.select(sa.func.count()).select_from(_LEASES).where(_OPEN)) or 0
+
+    def overdue(self, session: Session) -> list[int]:
+        """The ids of the studies that have a lease which has run out."""
+        return list(session.scalars(_OVERDUE))
+
+    def candidates(self, session: Session, objectives: Sequence[str]) -> list[Candidate]:
+        """The studies whose objective is among these, those with the fewest trials first."""
+        wanted = [json.dumps(name) for name in objectives]
+        found = session.execute(_CANDIDATES, {"objectives": wanted})
+        return [
+            Candidate(row.study_id, row.study_name, StudyState(row.state), row.is_busy, row.is_member)
+            for row in found
+        ]
+
+    def asked_before(self, session: Session, study_ids: Sequence[int], request_id: str) -> int | None:
+        """The id of that of these studies in which a request was granted a trial; None if it was in none."""
+        query = sa.select(_LEASE.study_id).where(_LEASE.request_id == request_id)
+        for first in range(0, len(study_ids), MANY):
+            block = study_ids[first : first + MANY]
+            if (found := session.scalar(query.where(_LEASE.study_id.in_(block)))) is not None:
+                return cast("int", found)
+        return None
 
     def command(self, session: Session, study_id: int, trial_id: int, command: Command) -> bool:
         """Leave a command for the next report of a trial, once; False if nobody has a lease on it."""
@@ -547,6 +683,10 @@ class Ledger:
             return LeaseLostError(f"trial id {key['trial']}: {ENDED_BY_HAND}")
         how = "there is none" if row is None else f"it ended: {row.ending}"
         return LeaseLostError(f"lease {key['the_fence']} on trial id {key['trial']} is lost ({how})")
+
+
+def _spent(row: Any) -> Spent:
+    return Spent(row.trials, row.ended, row.epochs, row.seconds, StudyState(row.state))
 
 
 def _commands(rows: Iterable[Any]) -> list[Command]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Self
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from objectives.epoch import Epoch, Objective
@@ -24,19 +26,18 @@ from tuner.definition import Budget, ComparisonDefinition, StudyDefinition, find
 from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
 from tuner.executors import Where, find_executor
 from tuner.explain import near_miss
-from tuner.ledger import Ledger
+from tuner.ledger import ARCHIVED, Ledger, StudyState
 from tuner.panda import Session
 from tuner.population import Stretch, lineage, require_whole_trainings
 from tuner.runs import Runs, Working
 from tuner.samplers import build_sampler
 from tuner.schema import absolute, open_storage
-from tuner.storage import DEFAULT_URL, Database, cached, patiently, safe_url
+from tuner.storage import DEFAULT_URL, Database, Mode, cached, patiently, safe_url
 from tuner.trial_run import Function, Outcome, run_trial
 
 __all__ = ["StudyManager", "StudySummary"]
 
 DEFINITION = "tuner:definition"
-ARCHIVED = "tuner:archived"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class StudyManager:
 
     Args:
         storage: the database's URL.
+        lease_seconds: for how long a trial is its worker's after the last that was heard of it.
 
     Raises:
         StorageError: the database cannot be opened.
@@ -75,10 +77,15 @@ class StudyManager:
         ...     print(study.best_params)
     """
 
-    def __init__(self, storage: str = DEFAULT_URL) -> None:
+    def __init__(self, storage: str = DEFAULT_URL, *, lease_seconds: float = 120.0) -> None:
         self.url = storage
         self._database: Database = open_storage(storage)
-        self._ledger = Ledger(self._database)
+        self._ledger = Ledger(self._database, lease_seconds=lease_seconds)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Of the database."""
+        return self._ledger
 
     def close(self) -> None:
         """Close the database; the manager opens it again when it is used again."""
@@ -90,7 +97,6 @@ class StudyManager:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @patiently
     def create(self, definition: StudyDefinition) -> optuna.Study:
         """Create the study that `definition` describes, or open it if it is there already.
 
@@ -98,10 +104,27 @@ class StudyManager:
             ConflictError: there is a study of this name with another definition.
             DefinitionError: the objective does not accept it, or an optional dependency is missing.
         """
+        self.ensure(definition)
+        return self.open(definition.name)
+
+    @patiently
+    def ensure(self, definition: StudyDefinition, attrs: Mapping[str, Any] | None = None) -> bool:
+        """See that the study that `definition` describes is there; whether it was not.
+
+        Args:
+            definition: of the study.
+            attrs: further user attributes of a new study.
+
+        Raises:
+            ConflictError: there is a study of this name with another definition.
+            DefinitionError: the objective does not accept it, or an optional dependency is missing.
+            NotFoundError: there is no such objective.
+        """
         definition = definition.study
         definition.check_objective()
         build_sampler(definition.sampler, definition.context)  # before anything is written
         attrs = {
+            **(attrs or {}),
             DEFINITION: definition.dump(full=True),
             "objective": definition.objective,
             "sampler": definition.sampler.name,
@@ -115,7 +138,8 @@ class StudyManager:
                 self._ledger.open_study(session, study_id)
         except optuna.exceptions.DuplicatedStudyError:
             self._check_same(definition)
-        return self.open(definition.name)
+            return False
+        return True
 
     def open(self, name: str) -> optuna.Study:
         """A plain `optuna.Study`, with its sampler and pruner where it has a definition of ours.
@@ -346,6 +370,11 @@ class StudyManager:
         return read_comparison(definition, self.load)
 
     @patiently
+    def all_studies(self) -> list[FrozenStudy]:
+        """All studies as the database has them, archived ones and those without a definition too; oldest first."""
+        return sorted(self._storage.get_all_studies(), key=lambda study: study._study_id)
+
+    @patiently
     def studies(self, *, archived: bool = False) -> list[StudySummary]:
         """All studies, oldest first; archived ones only where asked for."""
         summaries = [_summary(study, self._storage) for study in self._storage.get_all_studies()]
@@ -360,13 +389,68 @@ class StudyManager:
         """
         self.load(name).set_user_attr(ARCHIVED, not undo)
 
-    def ask_tell(self, name: str) -> AskTell:
-        """Ask and tell for a study, as workers use it.
+    @patiently
+    def pause(self, name: str) -> None:
+        """Let no trial of a study begin, wherever its workers are; those that run go on.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        self._set_state(name, StudyState.PAUSED)
+
+    @patiently
+    def resume(self, name: str) -> None:
+        """Let trials of a study that was paused or stopped begin again.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        self._set_state(name, StudyState.OPEN)
+
+    @patiently
+    def stop_study(self, name: str, *, by: str | None = None) -> None:
+        """Let no trial of a study begin, and those that run end with their next report.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        self._set_state(name, StudyState.STOPPED)
+        ask_tell = self.ask_tell(name)
+        running = {lease.trial_id for lease in ask_tell.open_leases()}
+        for trial in ask_tell.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial._trial_id in running:
+                with contextlib.suppress(ConflictError):  # it has ended meanwhile
+                    ask_tell.stop(trial.number, by=_person(by))
+
+    @patiently
+    def state(self, name: str) -> StudyState:
+        """Whether a study hands out trials.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        study_id = self.load(name)._study_id
+        with self._ledger.transaction(Mode.READ) as session:
+            return self._ledger.spent(session, study_id).state
+
+    @patiently
+    def overdue(self) -> list[str]:
+        """The names of the studies that have a trial whose lease has run out."""
+        with self._ledger.transaction(Mode.READ) as session:
+            study_ids = set(self._ledger.overdue(session))
+        return (
+            [study.study_name for study in self._storage.get_all_studies() if study._study_id in study_ids]
+            if study_ids
+            else []
+        )
+
+    def ask_tell(self, name: str, *, shared: bool = False) -> AskTell:
+        """Ask and tell for a study, as workers use it; `shared` as `AskTell` says.
 
         Raises:
             NotFoundError: there is no such study, or it was not made from a definition.
         """
-        return AskTell(self.open(name), self.definition(name), self._ledger)
+        return AskTell(self.open(name), self.definition(name), self._ledger, shared=shared)
 
     def working(self, names: Sequence[str]) -> list[Working]:
         """What workers do now in these studies, here and elsewhere: by trial, the oldest first."""
@@ -404,6 +488,32 @@ class StudyManager:
             executor=executor,
             on_outcome=on_outcome,
         )
+        self._require_run([definition.name for definition in definitions])
+
+    def _require_run(self, names: Sequence[str]) -> None:
+        """See that no study was left unfinished because it is paused, stopped or archived.
+
+        Raises:
+            TunerError: some were; the text names them.
+        """
+        states = {name: self.state(name) for name in names}
+        left = {
+            name: state
+            for name, state in states.items()
+            if state is not StudyState.OPEN and not self.ask_tell(name).is_finished()
+        }
+        if left:
+            raise TunerError(
+                "\n".join(
+                    f"{name} is {state}: it hands out no trials (finished ones are kept; resume it, then run again)"
+                    for name, state in left.items()
+                )
+            )
+
+    def _set_state(self, name: str, state: StudyState) -> None:
+        study_id = self.load(name)._study_id
+        with self._ledger.transaction() as session:
+            self._ledger.set_state(session, study_id, state)
 
     def _check_same(self, definition: StudyDefinition) -> None:
         try:

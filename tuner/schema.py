@@ -26,10 +26,10 @@ from tuner.tables import metadata
 
 __all__ = ["HEAD", "VERSIONS", "StorageInfo", "absolute", "exists", "info", "open_storage", "upgrade"]
 
-HEAD = "0002"
+HEAD = "0003"
 """The version of `tuner.tables`."""
 
-VERSIONS = ("0001", "0002")
+VERSIONS = ("0001", "0002", "0003")
 """All that there were; what is not among them is newer than this program."""
 
 VERSION_TABLE = "tuner_alembic_version"

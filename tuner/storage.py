@@ -47,6 +47,7 @@ __all__ = [
     "Mode",
     "cached",
     "explain",
+    "patience",
     "patiently",
     "safe_url",
 ]
@@ -157,9 +158,31 @@ D = TypeVar("D", bound=_OfDatabase)
 _trying = ContextVar("_trying", default=False)
 """Whether a caller tries again already: then what it calls need not."""
 
+_patience: ContextVar[float | None] = ContextVar("_patience", default=None)
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Let all of this thread or task in the block wait for a database for no longer than `seconds`.
+
+    For who must give an answer soon, even if it is that there is none.
+    """
+    token = _patience.set(seconds)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
+def _patience_now() -> float:
+    given = _patience.get()
+    return PATIENCE if given is None else given
+
 
 def patiently(method: Callable[Concatenate[D, P], R]) -> Callable[Concatenate[D, P], R]:
     """Let a method try again while its database does not answer, for `PATIENCE` seconds, ever more slowly.
+
+    Within a block of `patience` it is as long as that says.
 
     Only for what may be done twice: a transaction whose end was not heard of may have been carried out.
 
@@ -182,7 +205,7 @@ def patiently(method: Callable[Concatenate[D, P], R]) -> Callable[Concatenate[D,
             result: R = _retrying()(once, self, *args, **kwargs)
         except tenacity.RetryError as failed:
             error = failed.last_attempt.exception()
-            raise StorageUnavailableError(f"{error} (tried again for {PATIENCE:.0f} s)") from error
+            raise StorageUnavailableError(f"{error} (tried again for {_patience_now():.0f} s)") from error
         finally:
             _trying.reset(token)
         return result
@@ -194,7 +217,7 @@ def _retrying() -> tenacity.Retrying:
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(StorageUnavailableError),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
-        stop=tenacity.stop_after_delay(PATIENCE),
+        stop=tenacity.stop_after_delay(_patience_now()),
     )
 
 
@@ -251,7 +274,7 @@ class SqliteConnection(sqlite3.Connection):
                     time.sleep(0.0003)
             return False
         finally:
-            self.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+            self.execute(f"PRAGMA busy_timeout = {int(min(BUSY_SECONDS, _patience_now()) * 1000)}")
 
 
 class Database(RDBStorage):
@@ -367,22 +390,89 @@ class Database(RDBStorage):
         params: Mapping[str, Any],
         distributions: Mapping[str, BaseDistribution],
         attrs: Mapping[str, Any],
+        state: TrialState = TrialState.RUNNING,
     ) -> int | None:
-        """Create the running trial `number` with system attributes `attrs`. Needs the study's lock.
+        """Create the running (or waiting) trial `number` with system attributes `attrs`. Needs the study's lock.
 
         Returns its id, or None if the next number is another one by now: numbers are given one after the other.
         """
-        last = session.scalar(_LAST_NUMBER, {"study": study_id})
-        if last is None and number > 0:
-            models.StudyModel.find_or_raise_by_id(study_id, session)  # it may have been deleted
-        if (-1 if last is None else last) != number - 1:
+        if self.next_number(session, study_id) != number:
+            if number > 0:
+                models.StudyModel.find_or_raise_by_id(study_id, session)  # it may have been deleted
             return None
-        trial = {"study_id": study_id, "number": number, "state": TrialState.RUNNING}
-        new = session.execute(_NEW_TRIAL, {**trial, "datetime_start": datetime.now()})
+        start = datetime.now() if state is TrialState.RUNNING else None
+        trial = {"study_id": study_id, "number": number, "state": state, "datetime_start": start}
+        new = session.execute(_NEW_TRIAL, trial)
         trial_id = cast("int", new.scalar_one())
         self.set_params(session, trial_id, params, distributions)
         self.set_attrs(session, SYSTEM_ATTRS, trial_id, attrs)
         return trial_id
+
+    def next_number(self, session: Session, study_id: int) -> int:
+        """The number that the study's next trial gets; it stays so under the study's lock."""
+        last = session.scalar(_LAST_NUMBER, {"study": study_id})
+        return 0 if last is None else last + 1
+
+    def trial_id(self, session: Session, study_id: int, number: int) -> int | None:
+        """The id of a trial; None if there is none of this number."""
+        which = (_TRIALS.c.study_id == study_id, _TRIALS.c.number == number)
+        found: int | None = session.scalar(sa.select(_TRIALS.c.trial_id).where(*which))
+        return found
+
+    def trial(self, session: Session, trial_id: int) -> FrozenTrial:
+        """A trial with all that belongs to it.
+
+        Raises:
+            KeyError: there is none of this id.
+        """
+        row = session.execute(sa.select(_TRIALS).where(_TRIALS.c.trial_id == trial_id)).one_or_none()
+        if row is None:
+            raise KeyError(trial_id)
+        return _Details(session, [trial_id]).trial(row)
+
+    def number_with(self, session: Session, study_id: int, key: str) -> int | None:
+        """The number of the study's first trial that has a system attribute; None if none has."""
+        attrs = SYSTEM_ATTRS.c
+        query = sa.select(_TRIALS.c.number).join(SYSTEM_ATTRS, attrs.trial_id == _TRIALS.c.trial_id)
+        found: int | None = session.scalar(
+            query.where(_TRIALS.c.study_id == study_id, attrs.key == key).limit(1)
+        )
+        return found
+
+    def page(
+        self,
+        session: Session,
+        study_id: int,
+        *,
+        after: int = -1,
+        limit: int,
+        states: Sequence[TrialState] = (),
+    ) -> list[FrozenTrial]:
+        """At most `limit` trials in the order of their numbers, after one, in any of `states` (none: all)."""
+        query = sa.select(_TRIALS).where(_TRIALS.c.study_id == study_id, _TRIALS.c.number > after)
+        if states:
+            query = query.where(_TRIALS.c.state.in_(states))
+        found = session.execute(query.order_by(_TRIALS.c.number).limit(limit)).all()
+        details = _Details(session, [row.trial_id for row in found])
+        return [details.trial(row) for row in found]
+
+    def counts(self, session: Session, study_id: int | None = None) -> dict[TrialState, int]:
+        """How many trials there are in each state that any is in: of a study, or of all."""
+        query = sa.select(_TRIALS.c.state, sa.func.count().label("trials"))
+        if study_id is not None:
+            query = query.where(_TRIALS.c.study_id == study_id)
+        return {row.state: row.trials for row in session.execute(query.group_by(_TRIALS.c.state))}
+
+    def best(self, session: Session, study_id: int, direction: StudyDirection) -> FrozenTrial | None:
+        """The first of the completed trials with the best value of a single objective; None if there is none."""
+        is_least = direction == StudyDirection.MINIMIZE
+        trials = models.TrialModel
+        find = trials.find_min_value_trial_id if is_least else trials.find_max_value_trial_id
+        try:
+            trial_id = find(study_id, 0, session)
+        except ValueError:  # Optuna's word for none
+            return None
+        return self.trial(session, trial_id)
 
     def move_trial(self, session: Session, trial_id: int, before: TrialState, after: TrialState) -> bool:
         """Change a trial's state between waiting and running; False if it was not in the state `before` any more."""

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from optuna.storages._rdb import models
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["CheckpointRow", "CommandRow", "LeaseRow", "RunRow", "SpentRow", "metadata"]
+__all__ = ["CheckpointRow", "CommandRow", "LeaseRow", "RunRow", "SpentRow", "TokenRow", "metadata"]
 
 Seconds = sa.Float(53)
 """Seconds since 1970 by the database's clock, or a duration; 53 bits, as `REAL` has only 24 in PostgreSQL."""
@@ -39,7 +39,7 @@ def _trial() -> Mapped[int]:
 
 
 class SpentRow(Base):
-    """What a study has used. The row is the lock under which budgets are counted."""
+    """What a study has used, and whether it goes on. The row is the lock under which budgets are counted."""
 
     __tablename__ = "tuner_spent"
 
@@ -49,6 +49,8 @@ class SpentRow(Base):
     ended: Mapped[int] = mapped_column(default=0)
     epochs: Mapped[int] = mapped_column(default=0)
     seconds: Mapped[float] = mapped_column(Seconds, default=0.0)
+    state: Mapped[str] = mapped_column(sa.String(16), default="open", server_default="open")
+    """`open`, `paused` or `stopped`: every ask looks here."""
 
 
 class LeaseRow(Base):
@@ -132,3 +134,23 @@ class RunRow(Base):
 
     run_id: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
     owner: Mapped[str] = mapped_column(sa.String(255))
+
+
+class TokenRow(Base):
+    """Who may use the service: a token, known by its digest only, and what it is good for."""
+
+    __tablename__ = "tuner_tokens"
+
+    token_id: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(128))
+    digest: Mapped[str] = mapped_column(sa.String(64))
+    role: Mapped[str] = mapped_column(sa.String(16))
+    prefix: Mapped[str] = mapped_column(sa.String(128), default="")
+    """Of the names of the studies that it is for; empty: all."""
+    created_at: Mapped[float] = mapped_column(Seconds)
+    expires_at: Mapped[float | None] = mapped_column(Seconds)
+    revoked_at: Mapped[float | None] = mapped_column(Seconds)
+    last_used_at: Mapped[float | None] = mapped_column(Seconds)
+
+
+sa.Index("tuner_tokens_digest", TokenRow.digest, unique=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
-from tuner.service.app import api
 
 from tuner import StudyManager
+from tuner.service.app import api
 from tuner.service.identity import Identity, Role, identify
 
 __all__ = ["TOKENS", "LossyProxy", "Served", "told"]
@@ -98,15 +98,15 @@ class LossyProxy:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client:
-            with socket.create_connection(("127.0.0.1", self._upstream)) as server:
-                threading.Thread(target=_pump, args=(client, server), daemon=True).start()
-                while answer := server.recv(1 << 16):
-                    self.answers += 1
-                    if self._random.random() < self._loses:
-                        self.swallowed += 1
-                        return
-                    client.sendall(answer)
+        upstream = ("127.0.0.1", self._upstream)
+        with contextlib.suppress(OSError), client, socket.create_connection(upstream) as server:
+            threading.Thread(target=_pump, args=(client, server), daemon=True).start()
+            while answer := server.recv(1 << 16):
+                self.answers += 1
+                if self._random.random() < self._loses:
+                    self.swallowed += 1
+                    return
+                client.sendall(answer)
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:

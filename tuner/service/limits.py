@@ -1,0 +1,283 @@
+"""Limits, before anything is parsed or believed: the size of a body, and JSON that is JSON.
+
+Python's parser reads NaN, Infinity and 1e999, keys that are there twice, text that no database takes; and FastAPI reads
+a body whole before it looks at it. So this stands in front: no more than the limit is ever kept in memory, and what
+goes through is what RFC 8259 says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tuner.service.problems import RETRY_SECONDS, of_error, problem
+from tuner.storage import patience
+
+__all__ = ["BODY_BYTES", "LARGE_BYTES", "Guard", "Limits", "RefusedError", "check_json"]
+
+BODY_BYTES = 2**20
+LARGE_BYTES = 16 * 2**20
+"""Of a checkpoint, and of a study that is imported."""
+
+DEPTH = 32
+KEYS = 20_000
+LARGE_KEYS = 1_000_000
+LONGEST_NUMBER = 400
+"""Characters; the longest double has fewer."""
+
+JSON = "application/json"
+BYTES = "application/octet-stream"
+
+_log = logging.getLogger(__name__)
+
+
+class RefusedError(Exception):
+    """A body that goes no further. `status` is that of the answer: 400 malformed, 413, 415, 422 invalid."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+
+
+class Limits:
+    """ASGI middleware: lets through bodies that are small enough, of the right type, and strict JSON."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 - as ASGI says
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await _read(scope, receive, _limit(scope["path"]))
+            if body and scope["method"] in ("POST", "PUT", "PATCH"):
+                _check(scope, body)
+        except RefusedError as refused:
+            # what is still on its way is not read: the connection ends
+            headers = {"Connection": "close"} if refused.status == 413 else {}
+            answer = problem(refused.status, refused.detail, scope=scope, headers=headers)
+            await answer(scope, receive, send)
+            return
+        await self.app(scope, _again(body, receive), send)
+
+
+class Guard:
+    """ASGI middleware, outermost: every request is answered, and soon, whatever happens behind it.
+
+    What is raised becomes an answer without details. Where there is no answer within `seconds`, and the database does
+    not answer either, the client is told to try again; what it asked for may still be done, and is then what the same
+    request gets. A long calculation (some samplers take seconds) is waited for.
+
+    Args:
+        app: the application.
+        is_ready: whether the database answers; blocking, with a limit of its own.
+        seconds: for how long, too, a database is waited for behind it.
+    """
+
+    def __init__(self, app: ASGIApp, *, is_ready: Callable[[], bool], seconds: float = 3.0) -> None:
+        self.app, self._is_ready, self._seconds = app, is_ready, seconds
+        self._late: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 - as ASGI says
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        answer = _Answer(send)
+        with patience(self._seconds):
+            task = asyncio.ensure_future(self._run(scope, receive, answer))
+        try:
+            while not (await asyncio.wait({task}, timeout=self._seconds))[0]:
+                if not answer.has_begun and not await self._database_answers():
+                    answer.is_closed = True
+                    break
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if task.done():
+            task.result()
+            return
+        self._late.add(task)  # else nothing would keep it
+        task.add_done_callback(self._late.discard)
+        headers = {"Retry-After": str(RETRY_SECONDS)}
+        late = problem(503, "the database does not answer just now; try again", scope=scope, headers=headers)
+        await late(scope, receive, send)
+
+    async def _run(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        try:
+            await self.app(scope, receive, answer)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is answered
+            failed = of_error(error, scope)
+            if not answer.has_begun:
+                await failed(scope, receive, answer)
+
+    async def _database_answers(self) -> bool:
+        # threads of its own: those of requests may all be waiting for the database
+        return await anyio.to_thread.run_sync(self._is_ready, abandon_on_cancel=True, limiter=_probes())
+
+
+_LIMITER: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("tuner_probes")
+
+
+def _probes() -> anyio.CapacityLimiter:
+    """The threads that look whether the database answers: one event loop's."""
+    try:
+        return _LIMITER.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(8)
+        _LIMITER.set(limiter)
+        return limiter
+
+
+class _Answer:
+    """Passes an answer on, until another was given instead."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_begun = self.is_closed = False
+
+    async def __call__(self, message: Message) -> None:
+        if not self.is_closed:
+            self.has_begun = True
+            await self._send(message)
+
+
+def check_json(body: bytes, *, keys: int = KEYS) -> None:
+    """See that a body is JSON of bounded depth and number of keys, with numbers and text that every database takes.
+
+    Raises:
+        RefusedError: it is not.
+    """
+    try:
+        document = json.loads(
+            body.decode(),
+            parse_float=_float,
+            parse_int=_int,
+            parse_constant=_constant,
+            object_pairs_hook=_object,
+        )
+    except UnicodeDecodeError:
+        raise RefusedError(400, "the body is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise RefusedError(400, f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise RefusedError(422, f"the body is nested deeper than {DEPTH} levels") from None
+    count = 0
+    for depth, node in _nodes(document):
+        if depth > DEPTH:
+            raise RefusedError(422, f"the body is nested deeper than {DEPTH} levels")
+        if isinstance(node, dict):
+            count += len(node)
+            for key in node:
+                _text(key)
+        elif isinstance(node, str):
+            _text(node)
+        if count > keys:
+            raise RefusedError(422, f"the body has more than {keys} keys")
+
+
+def _nodes(document: Any) -> Iterator[tuple[int, Any]]:
+    """All parts of a document, each with its depth; no deeper than one level beyond what is allowed."""
+    waiting = [(0, document)]
+    while waiting:
+        depth, node = waiting.pop()
+        yield depth, node
+        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        waiting += [(depth + 1, child) for child in children]
+
+
+def _text(text: str) -> None:
+    if "\0" in text:
+        raise RefusedError(422, "text may hold no NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RefusedError(422, "text may hold no half of a surrogate pair") from None
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise RefusedError(422, f"a number must be finite; got {text[:40]}")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > LONGEST_NUMBER or not math.isfinite(float(text)):
+        raise RefusedError(422, f"a number must be finite; got one of {len(text)} digits")
+    return int(text)
+
+
+def _constant(text: str) -> NoReturn:
+    raise RefusedError(
+        422, f"{text} is not JSON; infinity and NaN are written as text, where they are allowed"
+    )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1) if len(pairs) < 1000 else "one"
+        raise RefusedError(422, f"a key may be there once; {twice[:80]!r} is there twice")
+    return found
+
+
+def _is_checkpoint(path: str) -> bool:
+    return path.endswith("/checkpoint")
+
+
+def _limit(path: str) -> int:
+    return LARGE_BYTES if _is_checkpoint(path) or path.endswith(":import") else BODY_BYTES
+
+
+async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The body, if it is within the limit; one that is not is never kept whole."""
+    too_large = RefusedError(413, f"a body here has at most {limit} bytes")
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and (len(value) > 18 or int(value) > limit):
+            raise too_large
+    chunks, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            break
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            break
+    return b"".join(chunks)
+
+
+def _check(scope: Scope, body: bytes) -> None:
+    wanted = BYTES if _is_checkpoint(scope["path"]) else JSON
+    given = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
+    kind = given.partition(";")[0].strip().lower()
+    if kind != wanted:
+        raise RefusedError(415, f"the body must be {wanted}; got {given[:80] or 'no Content-Type'!r}")
+    if wanted == JSON:
+        check_json(body, keys=LARGE_KEYS if scope["path"].endswith(":import") else KEYS)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """The same body once more, for whoever comes after."""
+    was_given = False
+
+    async def again() -> Message:
+        nonlocal was_given
+        if was_given:
+            return await receive()
+        was_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

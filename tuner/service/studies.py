@@ -1,0 +1,221 @@
+"""Studies over HTTP: create, list, look at, pause, resume, stop, archive."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Protocol
+
+import optuna
+from fastapi import APIRouter, Depends, Query, Response
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from pydantic import ValidationError
+
+from tuner.definition import StudyDefinition
+from tuner.errors import DefinitionError, NotFoundError
+from tuner.ledger import ARCHIVED, Spent, StudyState
+from tuner.manager import DEFINITION, StudyManager
+from tuner.service.desk import DeskOf
+from tuner.service.identity import Identity, Role, needs
+from tuner.service.paging import PageSize, PageToken, next_token, start_of
+from tuner.service.problems import responses
+from tuner.service.schemas import Best, Importances, Studies, StudyView, as_number
+from tuner.service.trials import Operator, StudyName, view, viewer
+from tuner.storage import Mode
+
+__all__ = ["router", "study_view"]
+
+MOST_FOR_IMPORTANCES = 10_000
+"""So many completed trials, the latest, are looked at for importances."""
+
+router = APIRouter(prefix="/v1", tags=["studies"])
+
+operator = [Depends(needs(Role.OPERATOR))]
+Viewer = Annotated[Identity, Depends(needs(Role.VIEWER))]
+
+
+class Described(Protocol):
+    """What is read of a study as a whole."""
+
+    @property
+    def study_name(self) -> str:
+        """Its name."""
+
+    @property
+    def directions(self) -> list[StudyDirection]:
+        """One an objective."""
+
+    @property
+    def user_attrs(self) -> dict[str, Any]:
+        """Our own among them."""
+
+    _study_id: int
+
+
+@router.post(
+    "/studies",
+    status_code=201,
+    responses={**responses(409), 200: {"model": StudyView, "description": "It was there already, the same."}},
+)
+def create_study(definition: StudyDefinition, who: Operator, desk: DeskOf, response: Response) -> StudyView:
+    """Create a study. The same again is answered with 200, another one under the same name with 409."""
+    who.check_study(definition.name)
+    try:
+        is_new = desk.manager.ensure(definition)
+    except NotFoundError as error:  # no such objective
+        raise DefinitionError(str(error)) from None
+    if not is_new:
+        response.status_code = 200
+    return study_view(desk.manager, desk.manager.load(definition.name))
+
+
+@router.get("/studies", responses=responses())
+def studies(
+    who: Viewer,
+    desk: DeskOf,
+    archived: Annotated[bool, Query(description="Archived ones too.")] = False,
+    page_size: PageSize = 100,
+    page_token: PageToken = None,
+) -> Studies:
+    """Studies, oldest first, a page at a time."""
+    after = start_of(page_token)
+    found = [
+        study
+        for study in desk.manager.all_studies()
+        if study._study_id > after
+        and who.sees(study.study_name)
+        and (archived or not study.user_attrs.get(ARCHIVED))
+    ]
+    page = found[:page_size]
+    return Studies(
+        studies=[study_view(desk.manager, study) for study in page],
+        next_page_token=next_token(page[-1]._study_id if len(found) > page_size else None),
+    )
+
+
+@router.get("/studies/{study}", dependencies=viewer, responses=responses(404))
+def study(study: StudyName, desk: DeskOf) -> StudyView:
+    """One study."""
+    return study_view(desk.manager, desk.manager.load(study))
+
+
+@router.post("/studies/{study}:pause", dependencies=operator, responses=responses(404))
+def pause_study(study: StudyName, desk: DeskOf) -> StudyView:
+    """Let no trial begin; those that run go on."""
+    desk.manager.pause(study)
+    return study_view(desk.manager, desk.manager.load(study))
+
+
+@router.post("/studies/{study}:resume", dependencies=operator, responses=responses(404))
+def resume_study(study: StudyName, desk: DeskOf) -> StudyView:
+    """Let trials of a paused or stopped study begin again."""
+    desk.manager.resume(study)
+    return study_view(desk.manager, desk.manager.load(study))
+
+
+@router.post("/studies/{study}:stop", responses=responses(404))
+def stop_study(study: StudyName, who: Operator, desk: DeskOf) -> StudyView:
+    """Let no trial begin, and those that run end with their next report."""
+    desk.manager.stop_study(study, by=who.name)
+    return study_view(desk.manager, desk.manager.load(study))
+
+
+@router.post("/studies/{study}:archive", dependencies=operator, responses=responses(404))
+def archive_study(study: StudyName, desk: DeskOf) -> StudyView:
+    """Take a study out of the list; no trial of it begins."""
+    desk.manager.archive(study)
+    return study_view(desk.manager, desk.manager.load(study))
+
+
+@router.post("/studies/{study}:unarchive", dependencies=operator, responses=responses(404))
+def unarchive_study(study: StudyName, desk: DeskOf) -> StudyView:
+    """Put a study back into the list."""
+    desk.manager.archive(study, undo=True)
+    return study_view(desk.manager, desk.manager.load(study))
+
+
+@router.get("/studies/{study}/best", dependencies=viewer, responses=responses(404))
+def best(study: StudyName, desk: DeskOf) -> Best:
+    """The best trial, or with several objectives the Pareto front; none before the first completed one."""
+    found = desk.manager.load(study)
+    if len(found.directions) > 1:
+        return Best(trials=[view(trial) for trial in found.best_trials])
+    ledger = desk.manager.ledger
+    with ledger.transaction(Mode.READ) as session:
+        trial = ledger.database.best(session, found._study_id, found.direction)
+    return Best(trials=[] if trial is None else [view(trial)])
+
+
+@router.get("/studies/{study}/importances", dependencies=viewer, responses=responses(404))
+def importances(study: StudyName, desk: DeskOf) -> Importances:
+    """By parameter, its share of what decides whether a trial is among the best (PED-ANOVA)."""
+    return Importances(importances=_importances(desk.manager.load(study)))
+
+
+def study_view(manager: StudyManager, study: Described) -> StudyView:
+    """A study as it is shown."""
+    ledger, study_id = manager.ledger, study._study_id
+    with ledger.transaction(Mode.READ) as session:
+        spent = ledger.spent(session, study_id)
+        counts = ledger.database.counts(session, study_id)
+        is_single = len(study.directions) == 1
+        best = ledger.database.best(session, study_id, study.directions[0]) if is_single else None
+    definition = _definition(study)
+    is_archived = bool(study.user_attrs.get(ARCHIVED))
+    return StudyView.model_validate(
+        {
+            "name": study.study_name,
+            "state": (StudyState.ARCHIVED if is_archived else spent.state).value,
+            "objective": None if definition is None else definition.objective,
+            "direction": ", ".join(direction.name.lower() for direction in study.directions),
+            "sampler": None if definition is None else definition.sampler.name,
+            "pruner": None if definition is None else definition.pruner.name,
+            "counts": {state.name.lower(): counts.get(state, 0) for state in TrialState},
+            "best": best
+            and {"number": best.number, "value": as_number(best.values[0]), "params": best.params},
+            "spent": {
+                "trials": spent.trials,
+                "ended": spent.ended,
+                "epochs": spent.epochs,
+                "seconds": spent.seconds,
+            },
+            **_amounts(definition, spent),
+            "definition": None if definition is None else definition.dump(),
+        }
+    )
+
+
+def _definition(study: Described) -> StudyDefinition | None:
+    document = study.user_attrs.get(DEFINITION)
+    try:
+        return None if document is None else StudyDefinition.model_validate(document)
+    except ValidationError:  # somebody changed the attribute by hand
+        return None
+
+
+def _amounts(definition: StudyDefinition | None, spent: Spent) -> dict[str, dict[str, float | None]]:
+    """The budget, and what is left of it."""
+    if definition is None:
+        nothing = dict.fromkeys(("trials", "epochs", "seconds"))
+        return {"budget": nothing, "left": nothing}
+    budget = {
+        "trials": definition.trials,
+        "epochs": definition.budget.epochs,
+        "seconds": definition.budget.seconds,
+    }
+    used = {"trials": spent.trials, "epochs": spent.epochs, "seconds": spent.seconds}
+    left = {name: None if most is None else max(0, most - used[name]) for name, most in budget.items()}
+    return {"budget": budget, "left": left}
+
+
+def _importances(study: optuna.Study) -> dict[str, float]:
+    if len(study.directions) > 1:
+        raise DefinitionError(f"{study.study_name} has several objectives; importances are those of one")
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    chosen = [trial for trial in complete if trial.params][-MOST_FOR_IMPORTANCES:]
+    if len(chosen) < 2:
+        return {}
+    seen = optuna.create_study(direction=study.direction)  # in memory: Optuna reads all trials of a study
+    seen.add_trials(chosen)
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    found = optuna.importance.get_param_importances(seen, evaluator=evaluator)
+    return {name: float(share) for name, share in found.items()}

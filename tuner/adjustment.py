@@ -14,10 +14,11 @@ from datetime import datetime
 from typing import Any, Self
 
 from objectives.epoch import Epoch, Hyperparameter, Objective, Seed
-from tuner.ask_tell import AskTell, Lease
+from tuner.ask_tell import Lease
 from tuner.errors import DefinitionError
 from tuner.explain import near_miss
 from tuner.training import Training, TrainingError
+from tuner.worker_side import WorkerSide
 
 __all__ = [
     "ADJUSTMENTS",
@@ -199,7 +200,7 @@ class AdjustableTraining:
         return epoch
 
     def adjust(
-        self, ask_tell: AskTell, lease: Lease, values: Mapping[str, Any], by: str
+        self, ask_tell: WorkerSide, lease: Lease, values: Mapping[str, Any], by: str
     ) -> list[dict[str, Any]]:
         """Change hyperparameters from the next epoch on, once that is written onto the trial. Returns the new entries.
 

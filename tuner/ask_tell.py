@@ -33,7 +33,7 @@ from sqlalchemy.orm import Session
 from tuner.definition import StudyDefinition
 from tuner.errors import ConflictError, DefinitionError, LeaseLostError, NotFoundError, StorageError
 from tuner.ledger import ENDED_BY_HAND, Command, Ending, HeldLease, Ledger, Owner, Spent, StudyState
-from tuner.samplers import HeldWrites, StudyView, build_sampler, segment_of
+from tuner.samplers import HeldWrites, Segment, StudyView, build_sampler, segment_of
 from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, in_turn, patiently
 
 __all__ = ["Answer", "AskTell", "Lease", "Reply"]
@@ -128,6 +128,11 @@ class AskTell:
     def url(self) -> str:
         """The database's."""
         return self.ledger.database.url
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long a lease lasts that is not renewed."""
+        return self.ledger.lease_seconds
 
     def ask(
         self,
@@ -454,6 +459,11 @@ class AskTell:
     def user_attrs(self, lease: Lease) -> dict[str, Any]:
         """The user attributes of a trial, earlier attempts' included."""
         return dict(self.study._storage.get_trial(lease.trial_id).user_attrs)
+
+    @patiently
+    def segment(self, lease: Lease) -> Segment | None:
+        """The trial's place in its population; None where it is a whole training."""
+        return segment_of(self.study._storage.get_trial(lease.trial_id).system_attrs)
 
     @patiently
     def set_attrs(self, lease: Lease, attrs: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import threading
 import time
 import traceback
@@ -22,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from dataclasses import dataclass, field
 from itertools import count
-from types import FrameType
 from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
@@ -31,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from objectives.epoch import Objective
 from tuner.ask_tell import AskTell
 from tuner.errors import StorageError, TunerError
-from tuner.executors import OpenPool, Pool, Where, find_executor, is_lost_worker
+from tuner.executors import GOES_ON, OpenPool, Pool, Where, find_executor, is_lost_worker, submit
 from tuner.ledger import Ledger
 from tuner.runs import Runs, short
 from tuner.storage import patiently
@@ -60,7 +58,6 @@ RUNS_KEPT = 4
 """Of so many runs a worker's thread keeps the studies open: it may serve several in turn."""
 
 
-GOES_ON = "(finished trials are kept; the same run goes on from there)"
 CANNOT_START = (
     "worker processes cannot start. A script that runs studies must begin its work under "
     "`if __name__ == '__main__':`, as every process imports it"
@@ -303,10 +300,10 @@ class _Pools:
         ended = 0
         with self.open_pool(workers) as pool:
             try:
-                greeting = _submitted(pool, {}, "greeting", _greet)
+                greeting = submit(pool, {}, "greeting", _greet)
                 while limit is None or ended < limit:
                     while len(running) < workers and (name := turns.next()) is not None:
-                        _submitted(pool, running, name, _run_one, self.run_, name, next(self._tasks))
+                        submit(pool, running, name, _run_one, self.run_, name, next(self._tasks))
                     if not running:
                         return
                     for future in _next_done(pool, greeting, running):
@@ -376,21 +373,6 @@ class _Pools:
             raise TunerError(f"worker processes died {self._lost} times in a row (killed, or out of memory?)")
 
 
-def _submitted(
-    pool: Pool, running: dict[Future[Any], str], name: str, task: Callable[..., Any], *arguments: object
-) -> Future[Any]:
-    """Submit a task and note it in `running`, with no Ctrl-C in between: a task nobody knows of is not waited for."""
-    try:
-        with _sigint_held():
-            future = pool.executor.submit(task, *arguments)
-            running[future] = name
-            return future
-    except BrokenExecutor:
-        raise
-    except RuntimeError as error:  # it was shut down
-        raise TunerError(f"the executor takes no work: {error} {GOES_ON}") from None
-
-
 def _next_done(
     pool: Pool, greeting: Future[None], running: Iterable[Future[Outcome | None]]
 ) -> list[Future[Outcome | None]]:
@@ -437,42 +419,6 @@ def _wait_for_last(pool: Pool, running: Iterable[Future[Any]]) -> None:
         future.cancel()
     if left:
         _log.warning("%d trials run still; their workers give them back at the end of an epoch", len(left))
-
-
-@contextlib.contextmanager
-def _sigint_held() -> Iterator[None]:
-    """Hold Ctrl-C back while a process starts: it inherits that, until it is ready to leave Ctrl-C to the parent."""
-    with _interrupts_postponed():
-        if not hasattr(signal, "pthread_sigmask"):
-            yield
-            return
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _interrupts_postponed() -> Iterator[None]:
-    """Let handlers of signals wait for the block's end. A mask alone does not: the signal goes to another thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[tuple[Callable[..., Any], int, FrameType | None]] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {number: handler for number, handler in before.items() if callable(handler)}
-    for number in handlers:
-        signal.signal(
-            number, lambda number, frame: came.append((handlers[signal.Signals(number)], number, frame))
-        )
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for handler, got, frame in came[:1]:
-            handler(got, frame)
 
 
 class _Turns:

@@ -39,6 +39,7 @@ from tuner.samplers import PopulationSettings
 from tuner.schema import HEAD, exists, info, open_storage, upgrade
 from tuner.storage import DEFAULT_URL, cached, safe_url
 from tuner.training import planned_epochs
+from tuner.trial_run import Outcome
 
 if TYPE_CHECKING:
     from tuner.service.auth import Tokens
@@ -250,6 +251,83 @@ def panda(
     if screen.return_code:
         raise typer.Exit(screen.return_code)
     _print_where(storage)
+
+
+@app.command(
+    epilog="**Examples**\n\n`tuner worker --url https://tuner.example.com --token-file worker.token`"
+    "\n\n`tuner worker --url http://127.0.0.1:8000 --token-file worker.token --study digits --workers 4`"
+)
+def worker(  # noqa: PLR0917 - each is an option of the command line
+    url: Annotated[
+        str,
+        typer.Option(
+            envvar="TUNER_URL", help="The service: https://HOST[:PORT]; http:// on this machine only."
+        ),
+    ],
+    token_file: Annotated[
+        Path,
+        typer.Option(envvar="TUNER_TOKEN_FILE", help="A file with the worker's token and nothing else."),
+    ],
+    study: Annotated[
+        str | None,
+        typer.Option(help="Only its trials, until it is finished; by default any study's, without an end."),
+    ] = None,
+    workers: WorkersOption = CORES,
+    executor: ExecutorOption = "processes",
+    idle: Annotated[
+        float | None, typer.Option(min=0.0, help="End after so many seconds without a trial.")
+    ] = None,
+    allow_http: Annotated[
+        bool, typer.Option("--allow-http", help="Send the token in the clear, in a network of your own.")
+    ] = False,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="Trust the certificates in this file instead of the usual ones.")
+    ] = None,
+) -> None:
+    """Run trials for a service, from this or any machine. It needs a token, and never sees the database."""
+    from tuner.client.worker import WorkerSettings, work  # noqa: PLC0415 - HTTP, which most commands need not load
+
+    settings = WorkerSettings(
+        url,
+        _read_token(token_file),
+        study,
+        allow_http=allow_http,
+        ca_file=None if ca_file is None else str(ca_file),
+    )
+    ended = 0
+
+    def on_outcome(outcome: Outcome) -> None:
+        nonlocal ended
+        ended += outcome.state is not None
+        say(_outcome_line(outcome))
+
+    def say(line: str) -> None:
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        work(settings, workers=workers, executor=executor, idle=idle, on_outcome=on_outcome, on_news=say)
+    except KeyboardInterrupt:
+        say(f"Stopped. {ended} trials have ended here; what was given back, others take up.")
+        raise typer.Exit(130) from None
+    say(f"{ended} trials have ended here")
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise DefinitionError(f"--token-file {path}: {reason}") from None
+
+
+def _outcome_line(outcome: Outcome) -> str:
+    """A trial's end in a line."""
+    name = f"{outcome.study} trial {outcome.number}"
+    if outcome.state is None:
+        return f"{name} was given back"
+    value = "" if outcome.value is None else f", value {_short(outcome.value)}"
+    why = f" ({outcome.failure})" if outcome.failure else ""
+    return f"{name}: {outcome.state.name.lower()}{value} after {_epochs(outcome.epochs)}{why}"
 
 
 @app.command(epilog="**Example**\n\n`tuner adjust digits 12 learning_rate=0.001 momentum=0.95`")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 __all__ = [
+    "AccessDeniedError",
     "ConflictError",
     "DefinitionError",
     "LeaseLostError",
     "MissingDependencyError",
     "NotFoundError",
+    "ServiceUnavailableError",
     "StorageError",
     "StorageUnavailableError",
     "TunerError",
@@ -44,3 +46,11 @@ class StorageError(TunerError):
 
 class StorageUnavailableError(StorageError):
     """The database does not answer just now: it is gone, restarting, or kept busy. Another try may go through."""
+
+
+class ServiceUnavailableError(StorageUnavailableError):
+    """The service, or the database behind it, does not answer just now. Another try may go through."""
+
+
+class AccessDeniedError(TunerError):
+    """The service does not know this token, or the token may not do this."""

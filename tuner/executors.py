@@ -23,11 +23,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, TypeAlias
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from tuner.errors import DefinitionError, MissingDependencyError, TunerError
@@ -35,7 +36,7 @@ from tuner.errors import DefinitionError, MissingDependencyError, TunerError
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["OpenPool", "Pool", "Where", "find_executor", "is_lost_worker"]
+__all__ = ["GOES_ON", "OpenPool", "Pool", "Where", "find_executor", "is_lost_worker", "submit"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ EMPTY_SECONDS = 120.0
 
 LEAVE_SECONDS = 20.0
 """How long a stopped run waits for trials on workers that live on without it."""
+
+GOES_ON = "(finished trials are kept; the same run goes on from there)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,21 @@ def is_lost_worker(error: Exception) -> bool:
     """Whether Dask gave a task up, as one worker after the other died of it."""
     distributed = sys.modules.get("distributed")  # whose task it was has it imported
     return distributed is not None and isinstance(error, distributed.KilledWorker)
+
+
+def submit(
+    pool: Pool, running: dict[Future[Any], str], name: str, task: Callable[..., Any], *arguments: object
+) -> Future[Any]:
+    """Submit a task and note it in `running`, with no Ctrl-C in between: a task nobody knows of is not waited for."""
+    try:
+        with _sigint_held():
+            future = pool.executor.submit(task, *arguments)
+            running[future] = name
+            return future
+    except BrokenExecutor:
+        raise
+    except RuntimeError as error:  # it was shut down
+        raise TunerError(f"the executor takes no work: {error} {GOES_ON}") from None
 
 
 @contextlib.contextmanager
@@ -240,3 +258,39 @@ class _DaskCheck:
                 f"the Dask cluster at {self._scheduler} has had no workers for {EMPTY_SECONDS:.0f} s "
                 "(did they die? see their logs); the same command goes on once there are some"
             )
+
+
+@contextlib.contextmanager
+def _sigint_held() -> Iterator[None]:
+    """Hold Ctrl-C back while a process starts: it inherits that, until it is ready to leave Ctrl-C to the parent."""
+    with _interrupts_postponed():
+        if not hasattr(signal, "pthread_sigmask"):
+            yield
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _interrupts_postponed() -> Iterator[None]:
+    """Let handlers of signals wait for the block's end. A mask alone does not: the signal goes to another thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[Callable[..., Any], int, FrameType | None]] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(
+            number, lambda number, frame: came.append((handlers[signal.Signals(number)], number, frame))
+        )
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for handler, got, frame in came[:1]:
+            handler(got, frame)

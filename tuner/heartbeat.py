@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tuner.ask_tell import AskTell, Lease
+from tuner.ask_tell import Lease
 from tuner.errors import LeaseLostError, StorageError
+from tuner.worker_side import WorkerSide
 
 __all__ = ["heartbeat"]
 
@@ -25,7 +26,7 @@ IDLE_SECONDS = 10.0
 
 
 @contextmanager
-def heartbeat(ask_tell: AskTell, lease: Lease) -> Iterator[None]:
+def heartbeat(ask_tell: WorkerSide, lease: Lease) -> Iterator[None]:
     """Renew the lease for as long as the block takes. Each beat also ends the leases of lost workers of the study."""
     kept = _Kept(ask_tell, lease)
     _heart.keep(kept)
@@ -39,7 +40,7 @@ def heartbeat(ask_tell: AskTell, lease: Lease) -> Iterator[None]:
 class _Kept:
     """A lease that is kept alive. The lock is held while it is renewed."""
 
-    ask_tell: AskTell
+    ask_tell: WorkerSide
     lease: Lease
     due: float = 0.0
     is_over: bool = False
@@ -50,7 +51,7 @@ class _Kept:
         self.put_off()
 
     def put_off(self) -> None:
-        self.due = time.monotonic() + self.ask_tell.ledger.lease_seconds / BEATS
+        self.due = time.monotonic() + self.ask_tell.lease_seconds / BEATS
 
     def beat(self) -> None:
         with self.lock:

@@ -15,12 +15,13 @@ from optuna.trial import FrozenTrial
 
 from objectives.epoch import Epoch, Objective, Seed
 from tuner.adjustment import ADJUSTMENTS, AdjustableTraining
-from tuner.ask_tell import AskTell, Lease
+from tuner.ask_tell import Lease
 from tuner.assignment import show_value
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, NotFoundError
 from tuner.samplers import ENDED, ENDED_WITH, Generations, PopulationSettings, Segment, segment_of
 from tuner.training import planned_epochs
+from tuner.worker_side import WorkerSide
 
 __all__ = [
     "CheckpointGoneError",
@@ -93,7 +94,7 @@ class Task:
         return {} if self.segment is None else {ENDED: why}
 
     def hand_on(
-        self, ask_tell: AskTell, lease: Lease, training: AdjustableTraining, last: Epoch | None
+        self, ask_tell: WorkerSide, lease: Lease, training: AdjustableTraining, last: Epoch | None
     ) -> dict[str, Any]:
         """Keep the network after the last epoch. Returns attributes for the trial: what the sampler has to know.
 
@@ -117,7 +118,7 @@ class Task:
         return ended_with
 
 
-def plan(ask_tell: AskTell, lease: Lease, objective: Objective) -> Task:
+def plan(ask_tell: WorkerSide, lease: Lease, objective: Objective) -> Task:
     """What to do for a trial.
 
     Raises:
@@ -127,7 +128,7 @@ def plan(ask_tell: AskTell, lease: Lease, objective: Objective) -> Task:
     whole = Task(Seed(definition.seed, lease.number))
     if not isinstance(sampler, PopulationSettings):
         return whole
-    segment = segment_of(ask_tell.study._storage.get_trial(lease.trial_id).system_attrs)
+    segment = ask_tell.segment(lease)
     if segment is None:  # added by hand, past the sampler
         return whole
     epoch, checkpoint = 0, None
@@ -145,7 +146,7 @@ def plan(ask_tell: AskTell, lease: Lease, objective: Objective) -> Task:
     return Task(Seed(definition.seed, segment.born), segment, epoch, checkpoint, last, planned)
 
 
-def drop_old_checkpoints(ask_tell: AskTell) -> None:
+def drop_old_checkpoints(ask_tell: WorkerSide) -> None:
     """Delete the checkpoints that nobody can continue any more, all but the best trial's."""
     sampler, minimize = ask_tell.definition.sampler, ask_tell.definition.direction == "minimize"
     assert isinstance(sampler, PopulationSettings)

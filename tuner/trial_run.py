@@ -10,8 +10,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -21,13 +21,16 @@ from objectives.epoch import Diverged, Epoch, Objective
 from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
 from tuner.errors import DefinitionError, LeaseLostError, StorageError, TunerError
+from tuner.explain import near_miss
 from tuner.heartbeat import heartbeat
 from tuner.population import CheckpointGoneError, Task, drop_old_checkpoints, plan
+from tuner.resumption import Keeper, Resumption, find_resumption
 from tuner.samplers.population import ENDED, ENDED_WITH
 from tuner.storage import explain, patiently
 from tuner.training import TrainingError, planned_epochs
+from tuner.worker_side import WorkerSide
 
-__all__ = ["Function", "Outcome", "closing_attrs", "run_trial"]
+__all__ = ["Function", "Outcome", "closing_attrs", "run_leased", "run_trial"]
 
 Function: TypeAlias = Callable[[optuna.Trial], float]
 """A plain Optuna objective: suggests, trains, reports if it likes, returns the value."""
@@ -74,28 +77,45 @@ def run_trial(
         if lease is None:
             return None
         origin = {} if params is None else {"origin": "manual"}
-        return _run_leased(ask_tell, lease, objective, stopping, on_epoch, on_begin=on_begin, attrs=origin)
+        return run_leased(
+            ask_tell, lease, objective, stopping, on_begin=on_begin, on_epoch=on_epoch, attrs=origin
+        )
     except optuna.exceptions.StorageInternalError as error:
         raise explain(ask_tell.url, error) from error
 
 
-def _run_leased(
-    ask_tell: AskTell,
+def run_leased(
+    ask_tell: WorkerSide,
     lease: Lease,
     objective: Objective | Function,
-    stopping: Callable[[], bool],
-    on_epoch: Callable[[Epoch], None],
+    stopping: Callable[[], bool] = lambda: False,
     *,
-    on_begin: Callable[[Lease], None],
-    attrs: Mapping[str, Any],
+    on_begin: Callable[[Lease], None] = lambda lease: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    attrs: Mapping[str, Any] | None = None,
+    keep_every: float | None = None,
 ) -> Outcome:
+    """Run a trial that was asked for, of a study in a database or of one behind a service.
+
+    Args:
+        ask_tell: the study.
+        lease: of the trial.
+        objective: what to train.
+        stopping: asked after each epoch; once true, the trial is given back for a later run to take up.
+        on_begin: called with the trial before it is trained.
+        on_epoch: called after each epoch that an objective of epochs has reported.
+        attrs: user attributes that it begins with.
+        keep_every: leave a checkpoint for the next attempt, should this one be lost, at most every so many seconds, and
+            begin with the one that an earlier attempt has left. None: neither.
+    """
     try:
         with heartbeat(ask_tell, lease):
             if attrs:
                 ask_tell.set_attrs(lease, attrs)
             on_begin(lease)
             if isinstance(objective, Objective):
-                return _run_epochs(ask_tell, lease, objective, stopping, on_epoch)
+                keeper = Keeper(ask_tell, lease, keep_every)
+                return _run_epochs(ask_tell, lease, objective, keeper, stopping=stopping, on_epoch=on_epoch)
             return _run_function(ask_tell, lease, objective, stopping)
     except LeaseLostError:
         return _outcome(ask_tell, lease, None)
@@ -106,9 +126,11 @@ def _run_leased(
 
 
 def _run_epochs(
-    ask_tell: AskTell,
+    ask_tell: WorkerSide,
     lease: Lease,
     objective: Objective,
+    keeper: Keeper,
+    *,
     stopping: Callable[[], bool],
     on_epoch: Callable[[Epoch], None],
 ) -> Outcome:
@@ -120,93 +142,120 @@ def _run_epochs(
     if task.attrs:
         ask_tell.set_attrs(lease, task.attrs)
     params, earlier = {**ask_tell.definition.fixed, **lease.params}, _earlier_attrs(ask_tell, lease)
-    with AdjustableTraining(
-        objective, params, task.seed, earlier, task.checkpoints, epoch=task.epoch
-    ) as training:
-        outcome = _train(ask_tell, lease, task, training, stopping=stopping, on_epoch=on_epoch)
+    resumption = find_resumption(ask_tell, lease) if keeper.is_on else None
+    checkpoints, epoch = task.checkpoints, task.epoch
+    if resumption is not None:
+        checkpoints, epoch = {**checkpoints, resumption.epoch: resumption.data}, resumption.epoch
+    with AdjustableTraining(objective, params, task.seed, earlier, checkpoints, epoch=epoch) as training:
+        run = _EpochRun(ask_tell, lease, task, training, keeper, stopping, on_epoch)
+        outcome = run.to_the_end(resumption)
     if task.segment is not None and outcome.state is TrialState.COMPLETE:
         drop_old_checkpoints(ask_tell)
     return outcome
 
 
-def _train(
-    ask_tell: AskTell,
-    lease: Lease,
-    task: Task,
-    training: AdjustableTraining,
-    *,
-    stopping: Callable[[], bool],
-    on_epoch: Callable[[Epoch], None],
-) -> Outcome:
+@dataclass(slots=True)
+class _EpochRun:
+    """A trial while it is trained, epoch by epoch."""
+
+    ask_tell: WorkerSide
+    lease: Lease
+    task: Task
+    training: AdjustableTraining
+    keeper: Keeper
+    stopping: Callable[[], bool]
+    on_epoch: Callable[[Epoch], None]
     last: Epoch | None = None
-    started = clock = time.perf_counter()
-    while True:
-        try:
-            epoch = training.advance()
-        except AdjustmentRefusedError as refusal:
-            ask_tell.set_attrs(lease, {**training.adjustments.attrs(), "refused": str(refusal)})
-            continue
-        except TrainingError as error:
-            return _fail(ask_tell, lease, error, _attrs(lease, last, started), time.perf_counter() - clock)
-        if epoch is None:
-            break
-        task.require_checkpoint(training.objective, epoch)
-        last, now = epoch, time.perf_counter()
-        reply = ask_tell.report(lease, epoch.number, epoch.value, seconds=now - clock)
-        clock = now
-        on_epoch(epoch)
+    started: float = field(default_factory=time.perf_counter)
+
+    def to_the_end(self, resumption: Resumption | None) -> Outcome:
+        """Train until the trial ends; what an earlier attempt has reported by its checkpoint is reported again."""
+        outcome = None if resumption is None else self._resume(resumption)
+        clock = self.started
+        while outcome is None:
+            try:
+                epoch = self.training.advance()
+            except AdjustmentRefusedError as refusal:
+                attrs = {**self.training.adjustments.attrs(), "refused": str(refusal)}
+                self.ask_tell.set_attrs(self.lease, attrs)
+                continue
+            except TrainingError as error:
+                return _fail(self.ask_tell, self.lease, error, self._attrs(), time.perf_counter() - clock)
+            if epoch is None:
+                return self._complete()
+            self.task.require_checkpoint(self.training.objective, epoch)
+            now = time.perf_counter()
+            seconds, clock = now - clock, now
+            self.keeper.spent(seconds)
+            self.last = epoch
+            reply = self.ask_tell.report(self.lease, epoch.number, epoch.value, seconds=seconds)
+            self.on_epoch(epoch)
+            outcome = self._heed(epoch, reply)
+        return outcome
+
+    def _resume(self, resumption: Resumption) -> Outcome | None:
+        self.keeper.spent(resumption.seconds)
+        self.last = Epoch(resumption.epoch, resumption.values[resumption.epoch])
+        reply = self.ask_tell.report_many(self.lease, resumption.values, seconds=resumption.seconds)
+        return self._heed(self.last, reply)
+
+    def _heed(self, epoch: Epoch, reply: Reply) -> Outcome | None:
+        """Do as the reply to a report says; how the trial ended, if it does."""
         if reply.answer is Answer.ADJUST:
-            _adjust(ask_tell, lease, training, reply)
+            self._adjust(reply)
         elif reply.answer is not Answer.CONTINUE:
-            if _is_done_with_the_budget(lease, task, training, epoch, reply):
-                break
-            return _end_early(ask_tell, lease, task, reply, _attrs(lease, last, started))
-        if task.ends_with(epoch):
-            break
-        if stopping():
-            ask_tell.release(lease)
-            return _outcome(ask_tell, lease, None)
-    handed_on = task.hand_on(ask_tell, lease, training, last)
-    attrs = _attrs(lease, last, started, **training.drop_unsent(training.epoch), **handed_on)
-    if last is None:  # a segment of a training that had no further epoch
-        return _tell(ask_tell, lease, TrialState.PRUNED, None, attrs)
-    return _tell(ask_tell, lease, TrialState.COMPLETE, lease.last_value, attrs)
+            return self._complete() if self._is_done_with_the_budget(epoch, reply) else self._end_early(reply)
+        if self.task.ends_with(epoch):
+            return self._complete()
+        if self.stopping():
+            self.keeper.keep(epoch)
+            self.ask_tell.release(self.lease)
+            return _outcome(self.ask_tell, self.lease, None)
+        self.keeper.after(epoch)
+        return None
+
+    def _adjust(self, reply: Reply) -> None:
+        """Do what another process wants. One that the objective cannot do is refused, and the trial goes on."""
+        try:
+            self.training.adjust(self.ask_tell, self.lease, reply.adjustment, reply.by)
+        except DefinitionError as refusal:
+            self.ask_tell.set_attrs(self.lease, {"refused": str(refusal)})
+
+    def _is_done_with_the_budget(self, epoch: Epoch, reply: Reply) -> bool:
+        """Whether the last epoch of the budget was the last one to be trained, too."""
+        if reply.answer is not Answer.STOP or reply.by or epoch.number not in self.lease.values:
+            return False
+        return self.task.ends_with(epoch) or _has_ended(self.training)
+
+    def _complete(self) -> Outcome:
+        """The training has come to its end, or to that of its segment."""
+        handed_on = self.task.hand_on(self.ask_tell, self.lease, self.training, self.last)
+        attrs = self._attrs(**self.training.drop_unsent(self.training.epoch), **handed_on)
+        # a segment of a training that had no further epoch has no value
+        state = TrialState.PRUNED if self.last is None else TrialState.COMPLETE
+        value = None if self.last is None else self.lease.last_value
+        return _tell(self.ask_tell, self.lease, state, value, attrs)
+
+    def _end_early(self, reply: Reply) -> Outcome:
+        """End the trial before its last epoch, as a person, the pruner or the budget wants it."""
+        state, told = TrialState.PRUNED, self._attrs(stopped="budget")
+        if reply.by:
+            stopped = f"stopped by {reply.by}"
+            state = TrialState.COMPLETE
+            told = self._attrs(stopped=f"by {reply.by}", **self.task.stopped(stopped))
+        elif reply.answer is Answer.PRUNE:
+            told = self._attrs(stopped="pruner")
+        return _tell(self.ask_tell, self.lease, state, self.lease.last_value, told)
+
+    def _attrs(self, **more: Any) -> dict[str, Any]:
+        return _attrs(self.lease, self.last, self.started, **more)
 
 
-def _earlier_attrs(ask_tell: AskTell, lease: Lease) -> dict[str, Any]:
+def _earlier_attrs(ask_tell: WorkerSide, lease: Lease) -> dict[str, Any]:
     """What earlier attempts have left on the trial: a trial that was adjusted runs again as it was."""
     if lease.fence == 1:
         return {}
     return ask_tell.user_attrs(lease)
-
-
-def _adjust(ask_tell: AskTell, lease: Lease, training: AdjustableTraining, reply: Reply) -> None:
-    """Do what another process wants. One that the objective cannot do is refused, and the trial goes on."""
-    try:
-        training.adjust(ask_tell, lease, reply.adjustment, reply.by)
-    except DefinitionError as refusal:
-        ask_tell.set_attrs(lease, {"refused": str(refusal)})
-
-
-def _is_done_with_the_budget(
-    lease: Lease, task: Task, training: AdjustableTraining, epoch: Epoch, reply: Reply
-) -> bool:
-    """Whether the last epoch of the budget was the last one to be trained, too."""
-    if reply.answer is not Answer.STOP or reply.by or epoch.number not in lease.values:
-        return False
-    return task.ends_with(epoch) or _has_ended(training)
-
-
-def _end_early(
-    ask_tell: AskTell, lease: Lease, task: Task, reply: Reply, attrs: Mapping[str, Any]
-) -> Outcome:
-    """End a trial before its last epoch, as a person, the pruner or the budget wants it."""
-    if reply.by:
-        stopped = f"by {reply.by}"
-        told = {**attrs, "stopped": stopped, **task.stopped(f"stopped {stopped}")}
-        return _tell(ask_tell, lease, TrialState.COMPLETE, lease.last_value, told)
-    stopped = "pruner" if reply.answer is Answer.PRUNE else "budget"
-    return _tell(ask_tell, lease, TrialState.PRUNED, lease.last_value, {**attrs, "stopped": stopped})
 
 
 def _has_ended(training: AdjustableTraining) -> bool:
@@ -224,40 +273,27 @@ class _Interrupted(BaseException):
     """The run is stopping: a plain function is left by force, its trial given back."""
 
 
-class _LeasedTrial(optuna.Trial):
-    """Optuna's trial, whose writes are patient, counted in the budget, and refused once the lease is lost."""
+class _Reporting:
+    """What a plain function's trial of a lease does otherwise than Optuna's: its writes count, and need the lease."""
 
-    def __init__(self, ask_tell: AskTell, lease: Lease, stopping: Callable[[], bool]) -> None:
-        self._ask_tell, self._lease, self._stopping = ask_tell, lease, stopping
+    def __init__(self, ask_tell: WorkerSide, lease: Lease, stopping: Callable[[], bool]) -> None:
+        self._worker_side, self._lease, self._stopping = ask_tell, lease, stopping
         self.reply = Reply(Answer.CONTINUE)
-        self._begin()
         self.clock = time.perf_counter()
 
-    @property
-    def url(self) -> str:
-        """The database's."""
-        return self._ask_tell.url
-
-    @patiently
-    def _begin(self) -> None:
-        study = self._ask_tell.study
-        study.get_trials(deepcopy=False)  # Optuna's cache must have met a trial before it is written to
-        super().__init__(study, self._lease.trial_id)
-
-    @patiently
-    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
-        self._ask_tell.require(self._lease)
-        return super()._suggest(name, distribution)
-
     def set_user_attr(self, key: str, value: Any) -> None:
-        self._ask_tell.set_attrs(self._lease, {key: value})
-        self._cached_frozen_trial.user_attrs[key] = value
+        self._worker_side.set_attrs(self._lease, {key: value})
+        self.note_attr(key, value)
+
+    def note_attr(self, key: str, value: Any) -> None:
+        """Show an attribute that was set."""
+        raise NotImplementedError
 
     def report(self, value: float, step: int) -> None:
         if step in self._lease.values:
             return  # as Optuna: the first report of a step counts
         now = time.perf_counter()
-        self.reply = self._ask_tell.report(self._lease, step, value, seconds=now - self.clock)
+        self.reply = self._worker_side.report(self._lease, step, value, seconds=now - self.clock)
         self.clock = now
         if self.reply.answer is Answer.ADJUST:
             self.set_user_attr("refused", "a plain function cannot be adjusted while it runs")
@@ -278,14 +314,76 @@ class _LeasedTrial(optuna.Trial):
             raise _Interrupted
 
 
+class _LeasedTrial(_Reporting, optuna.Trial):
+    """Optuna's trial, whose writes are patient, counted in the budget, and refused once the lease is lost."""
+
+    def __init__(self, ask_tell: AskTell, lease: Lease, stopping: Callable[[], bool]) -> None:
+        _Reporting.__init__(self, ask_tell, lease, stopping)
+        self._ask_tell = ask_tell
+        self._begin()
+        self.clock = time.perf_counter()
+
+    @property
+    def url(self) -> str:
+        """The database's."""
+        return self._ask_tell.url
+
+    @patiently
+    def _begin(self) -> None:
+        study = self._ask_tell.study
+        study.get_trials(deepcopy=False)  # Optuna's cache must have met a trial before it is written to
+        optuna.Trial.__init__(self, study, self._lease.trial_id)
+
+    @patiently
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        self._ask_tell.require(self._lease)
+        return super()._suggest(name, distribution)
+
+    def note_attr(self, key: str, value: Any) -> None:
+        self._cached_frozen_trial.user_attrs[key] = value
+
+
+class _NotOfferedError(DefinitionError):
+    """A function suggests what its study does not search: no trial is at fault."""
+
+
+class _GivenTrial(_Reporting, optuna.trial.FixedTrial):
+    """A trial whose parameters were all chosen when it was asked for, as a service does: it suggests what was given."""
+
+    def __init__(self, ask_tell: WorkerSide, lease: Lease, stopping: Callable[[], bool]) -> None:
+        _Reporting.__init__(self, ask_tell, lease, stopping)
+        optuna.trial.FixedTrial.__init__(self, dict(lease.params), lease.number)
+        self._suggested_params = self._params  # as Optuna's trial, it shows all from its beginning
+        self._distributions = dict(lease.distributions)
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        if name not in self._params:
+            has = ", ".join(self._params) or "none"
+            raise _NotOfferedError(
+                f"{name!r} is not among the parameters of this trial{near_miss(name, self._params)}; it has: {has}"
+            )
+        if distribution != self._distributions[name]:
+            raise _NotOfferedError(
+                f"the study searches {name} in {self._distributions[name]}; the function suggests {distribution}"
+            )
+        return self._params[name]
+
+    def note_attr(self, key: str, value: Any) -> None:
+        self._user_attrs[key] = value
+
+
 def _run_function(
-    ask_tell: AskTell, lease: Lease, function: Function, stopping: Callable[[], bool]
+    ask_tell: WorkerSide, lease: Lease, function: Function, stopping: Callable[[], bool]
 ) -> Outcome:
     started = time.perf_counter()
-    trial = _LeasedTrial(ask_tell, lease, stopping)
+    trial: _LeasedTrial | _GivenTrial
+    if isinstance(ask_tell, AskTell):  # in a database a function may suggest what no definition names
+        trial = _LeasedTrial(ask_tell, lease, stopping)
+    else:
+        trial = _GivenTrial(ask_tell, lease, stopping)
     stopped: dict[str, str] = {}
     try:
-        value: float | None = float(function(trial))
+        value: float | None = float(function(cast("optuna.Trial", trial)))
         if value is not None and math.isnan(value):
             raise Diverged(max(1, len(lease.values)), "the value is not a number")
         state = TrialState.COMPLETE
@@ -296,7 +394,7 @@ def _run_function(
         stopped, value = trial.stopped(), lease.last_value
         is_wanted = bool(trial.reply.by) and value is not None and not math.isnan(value)
         state = TrialState.COMPLETE if is_wanted else TrialState.PRUNED
-    except (LeaseLostError, StorageError, optuna.exceptions.StorageInternalError):
+    except (LeaseLostError, StorageError, optuna.exceptions.StorageInternalError, _NotOfferedError):
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a training raises is recorded
         attrs = _attrs(lease, None, started)
@@ -306,7 +404,7 @@ def _run_function(
 
 
 def _tell(
-    ask_tell: AskTell,
+    ask_tell: WorkerSide,
     lease: Lease,
     state: TrialState,
     value: float | None,
@@ -319,13 +417,13 @@ def _tell(
 
 
 def _fail(
-    ask_tell: AskTell, lease: Lease, error: TrainingError, attrs: dict[str, Any], seconds: float
+    ask_tell: WorkerSide, lease: Lease, error: TrainingError, attrs: dict[str, Any], seconds: float
 ) -> Outcome:
     ask_tell.tell(lease, TrialState.FAIL, None, {**attrs, **error.attrs}, seconds=seconds)
     return _outcome(ask_tell, lease, TrialState.FAIL, failure=error.failure, is_error=error.is_error)
 
 
-def _outcome(ask_tell: AskTell, lease: Lease, state: TrialState | None, **told: Any) -> Outcome:
+def _outcome(ask_tell: WorkerSide, lease: Lease, state: TrialState | None, **told: Any) -> Outcome:
     return Outcome(ask_tell.definition.name, lease.number, state, epochs=len(lease.values), **told)
 
 

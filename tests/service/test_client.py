@@ -1,0 +1,391 @@
+"""The client against the real API: the same trials as in one process, counted once whatever the network does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from served import LossyProxy, Served, told
+
+from objectives.epoch import Epoch, Hyperparameter
+from tuner import StudyDefinition, StudyManager
+from tuner.ask_tell import Answer
+from tuner.client import Client, RemoteStudy
+from tuner.client.client import FAILURES_IN_A_ROW
+from tuner.errors import (
+    AccessDeniedError,
+    ConflictError,
+    DefinitionError,
+    LeaseLostError,
+    NotFoundError,
+    TunerError,
+)
+from tuner.ledger import Spent
+from tuner.trial_run import Outcome
+
+SPACE = {
+    "x": {"low": -10.0, "high": 10.0},
+    "decay": {"low": 0.5, "high": 0.999, "scale": "reverse_log"},
+    "layers": {"type": "int", "low": 1, "high": 4},
+    "kind": {"choices": ["flat", "steep", 3, True]},
+}
+
+
+def definition(name: str = "bowl", **more: Any) -> StudyDefinition:
+    document = {
+        "name": name,
+        "budget": {"trials": 30},
+        "space": SPACE,
+        "sampler": {"name": "tpe", "startup_trials": 6},
+        "pruner": {"name": "median", "startup_trials": 4, "warmup_epochs": 1},
+    }
+    return StudyDefinition.parse({**document, **more})
+
+
+def function(trial: optuna.Trial) -> float:
+    x = trial.suggest_float("x", -10, 10)
+    decay = trial.suggest_float("decay", 0.5, 0.999)
+    layers = trial.suggest_int("layers", 1, 4)
+    kind = trial.suggest_categorical("kind", ["flat", "steep", 3, True])
+    trial.set_user_attr("kind", str(kind))
+    assert trial.params == {"x": x, "decay": decay, "layers": layers, "kind": kind}
+    value = float("inf")
+    for step in range(1, 6):
+        value = (x - 2) ** 2 * decay**step + layers / step
+        trial.report(value, step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    if trial.number == 7:
+        raise ArithmeticError("on purpose")
+    return float("inf") if trial.number == 9 else value
+
+
+@pytest.fixture
+def served(sqlite_url: str) -> Iterator[Served]:
+    with Served(sqlite_url) as running:
+        yield running
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[Client]:
+    with Client(served.url, "token-of-admin") as opened:
+        yield opened
+
+
+def test_a_function_has_the_same_trials_as_in_one_process(url: str, tmp_path: Path) -> None:
+    with StudyManager(f"sqlite:///{tmp_path}/local.db") as manager:
+        local = [told(trial) for trial in manager.run(definition(), function).trials]
+    outcomes: list[Outcome] = []
+    with Served(url) as served, Client(served.url, "token-of-admin") as client:
+        client.create(definition()).optimize(function, on_outcome=outcomes.append)
+        remote = [told(trial) for trial in served.manager.load("bowl").trials]
+    for here, there in zip(local, remote, strict=True):
+        assert here[:-1] == there[:-1]
+        assert {**here[-1], "traceback": ""} == {**there[-1], "traceback": ""}
+    assert {trial[1] for trial in remote} == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+    assert [outcome.number for outcome in outcomes] == list(range(30))
+
+
+def test_jobs_in_threads_end_the_budget_exactly(served: Served, client: Client) -> None:
+    study = client.create(definition(budget={"trials": 25, "epochs": 100}))
+    study.optimize(function, n_jobs=4)
+    status = study.status()
+    assert status.counts["running"] == status.counts["waiting"] == 0
+    assert status.spent["trials"] == sum(status.counts.values()) <= 25
+    reported = sum(len(trial.reports) for trial in study.trials())
+    silent = sum(not trial.reports for trial in study.trials())
+    assert status.spent["epochs"] == reported + min(silent, 100 - reported) <= 100
+    assert status.spent["trials"] == 25 or status.spent["epochs"] == 100
+
+
+def test_some_trials_and_then_the_rest(client: Client) -> None:
+    study = client.create(definition())
+    study.optimize(function, n_trials=3)
+    assert len(study.trials()) == 3
+    study.optimize(function, timeout=0.0)
+    assert len(study.trials()) == 3
+    study.optimize(function, n_trials=100)
+    assert len(study.trials()) == 30
+    study.optimize(function)
+    assert len(study.trials()) == 30
+
+
+def test_an_objective_of_epochs_is_optimized_too(client: Client, tmp_path: Path) -> None:
+    class Walk:
+        name, direction, description = "walk", "minimize", "for a test"
+        hyperparameters = (Hyperparameter("x", 0.5), Hyperparameter("steps", 3))
+
+        def evaluate(self, params: Any, *, seed: Any, resume: Any = None) -> Iterator[Epoch]:
+            for epoch in range(1, params["steps"] + 1):
+                yield Epoch(epoch, params["x"] / epoch + seed.trial, {"train_loss": 1 / epoch})
+
+    study_definition = definition("walk", space={"x": SPACE["x"]}, fixed={"steps": 4}, budget={"trials": 5})
+    with StudyManager(f"sqlite:///{tmp_path}/local.db") as manager:
+        local = manager.run(study_definition, Walk()).trials  # type: ignore[arg-type]
+    study = client.create(study_definition)
+    study.optimize(Walk())  # type: ignore[arg-type]
+    assert [(t.value, t.params) for t in study.trials()] == [(t.value, t.params) for t in local]
+    assert study.trial(0).user_attrs["train_loss"] == 0.25
+    with pytest.raises(DefinitionError, match="no such hyperparameter"):
+        client.create(definition("other")).optimize(Walk())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("suggest", "reason"),
+    [
+        (lambda trial: trial.suggest_float("X", -10, 10), r"'X' is not among .*x, decay, layers, kind"),
+        (lambda trial: trial.suggest_float("x", -10, 11), r"searches x in Float.*low=-10.*suggests Float"),
+        (lambda trial: trial.suggest_float("x", 1e-3, 10, log=True), r"suggests FloatDistribution"),
+        (lambda trial: trial.suggest_int("x", -10, 10), r"suggests IntDistribution"),
+        (lambda trial: trial.suggest_categorical("kind", ["flat", "steep"]), r"suggests Categorical"),
+    ],
+)
+def test_what_the_study_does_not_search_is_no_trials_fault(client: Client, suggest: Any, reason: str) -> None:
+    study = client.create(definition())
+    with pytest.raises(DefinitionError, match=reason):
+        study.optimize(suggest)
+    assert [trial.state for trial in study.trials()] == ["waiting"], "it was given back"
+
+
+def test_a_study_without_space_cannot_be_optimized_from_here(client: Client) -> None:
+    study = client.create(definition("empty", space={}))
+    with pytest.raises(DefinitionError, match="has no space"):
+        study.optimize(lambda trial: 0.0)
+    with pytest.raises(DefinitionError, match="at least 1"):
+        client.create(definition()).optimize(function, n_jobs=0)
+
+
+def test_a_function_that_always_fails_ends_soon(client: Client) -> None:
+    study = client.create(definition())
+
+    def broken(trial: optuna.Trial) -> float:
+        raise KeyError("x" * 100_000)
+
+    with pytest.raises(TunerError, match=rf"{FAILURES_IN_A_ROW} trials in a row failed"):
+        study.optimize(broken)
+    assert study.status().counts["fail"] == FAILURES_IN_A_ROW
+    trial = study.trial(0)
+    assert trial.user_attrs["error_type"] == "KeyError"
+    assert len(trial.user_attrs["traceback"]) < 5000
+
+
+def test_studies_are_created_once(client: Client) -> None:
+    client.create(definition())
+    assert client.create(definition()).name == "bowl"
+    with pytest.raises(ConflictError, match="another budget"):
+        client.create(definition(budget={"trials": 3}))
+    with pytest.raises(DefinitionError, match="budget"):
+        client.create({"name": "odd", "budget": {"trials": -1}})
+    with pytest.raises(NotFoundError):
+        client.study("absent")
+
+
+def test_a_trial_by_hand(client: Client) -> None:
+    study = client.create(definition())
+    waiting = study.enqueue({"x": 1.5}, {"why": "a guess"})
+    assert waiting.state == "waiting"
+    with pytest.raises(DefinitionError, match="x must lie in"):
+        study.enqueue({"x": 99.0})
+    lease = study.ask("first")
+    assert lease is not None
+    assert lease.params["x"] == 1.5
+    assert study.ask("first") == lease, "the same request"
+    with study.keep(lease):
+        assert study.report(lease, 1, 3.0).answer is Answer.CONTINUE
+        assert study.report(lease, 1, 3.0).answer is Answer.CONTINUE
+        with pytest.raises(ConflictError, match="was reported for epoch 1 before"):
+            study.report(lease, 1, 4.0)
+        study.adjust(lease.number, {"x": 2.0})
+        assert study.heartbeat(lease).answer is Answer.ADJUST
+        reply = study.report(lease, 2, float("inf"))
+        assert (reply.answer, dict(reply.adjustment), reply.by) == (Answer.ADJUST, {"x": 2.0}, "admin")
+        study.stop_trial(lease.number)
+        assert study.report(lease, 3, float("nan")).answer is Answer.STOP
+    assert study.tell(lease, 2.5, attrs={"note": "äöü"}) == "complete"
+    assert study.tell(lease, 2.5, attrs={"note": "äöü"}) == "complete", "the same again"
+    with pytest.raises(ConflictError):
+        study.tell(lease, 2.6)
+    with pytest.raises(LeaseLostError):
+        study.release(lease)
+    with pytest.raises(DefinitionError, match="as complete, pruned or fail"):
+        study.tell(lease, 1.0, state="done")
+    with pytest.raises(DefinitionError, match="needs a number"):
+        study.tell(lease)
+    with pytest.raises(NotFoundError):
+        study.trial(99)
+    trial = study.trial(lease.number)
+    assert (trial.state, trial.value, trial.user_attrs) == (
+        "complete",
+        2.5,
+        {"why": "a guess", "note": "äöü"},
+    )
+    assert [report.value for report in trial.reports][:2] == [3.0, float("inf")]
+
+
+def test_what_a_person_does_with_a_study(client: Client) -> None:
+    study = client.create(definition())
+    done = study.ask()
+    assert done is not None
+    study.tell(done, 1.0)
+    given_back = study.ask()
+    assert given_back is not None
+    study.release(given_back)
+    assert [t.number for t in study.trials("waiting")] == [1]
+    assert study.best().number == 0
+    assert study.pause().state == "paused"
+    assert study.ask() is None
+    assert study.ask_tell.state == "paused"
+    assert study.resume().state == "open"
+    again = study.ask()
+    assert again is not None
+    assert again.number == 1
+    assert study.stop().state == "stopped"
+    assert study.report(again, 1, 1.0).answer is Answer.STOP
+    study.tell(again, 1.0, state="pruned")
+    study.archive()
+    assert client.studies() == []
+    assert [status.name for status in client.studies(archived=True)] == ["bowl"]
+    study.archive(undo=True)
+    assert [status.name for status in client.studies()] == ["bowl"]
+
+
+def test_a_best_trial_needs_a_completed_one(client: Client) -> None:
+    with pytest.raises(TunerError, match="no completed trial"):
+        client.create(definition()).best()
+
+
+def test_lists_come_in_pages(client: Client) -> None:
+    for number in range(3):
+        client.create(definition(f"study-{number}"))
+    transport = client.transport
+    pages = [transport.get("/v1/studies", page_size=2)]
+    assert pages[0]["next_page_token"]
+    assert len(client.studies()) == 3
+
+
+@pytest.mark.parametrize(
+    ("token", "may"),
+    [
+        ("token-of-viewer", "look"),
+        ("token-of-worker", "work"),
+        ("token-of-operator", "create"),
+        ("other", ""),
+    ],
+)
+def test_what_a_token_may(served: Served, client: Client, token: str, may: str) -> None:
+    client.create(definition())
+    order = ["look", "work", "create"]
+    with Client(served.url, token) as mine:
+        study = RemoteStudy(mine.transport, "bowl")
+        verbs = {
+            "look": study.status,
+            "work": study.ask,
+            "create": lambda: mine.create(definition("another")),
+        }
+        for number, verb in enumerate(order):
+            if may and number <= order.index(may):
+                verbs[verb]()
+            else:
+                with pytest.raises(AccessDeniedError) as caught:
+                    verbs[verb]()
+                assert token not in str(caught.value).split()
+
+
+def test_a_network_that_swallows_answers_changes_no_count(served: Served) -> None:
+    """What was told is told once, and each trial ran once: a request that is tried again is the same request."""
+    told_to: list[int] = []
+    lock = threading.Lock()
+
+    def noting(trial: optuna.Trial) -> float:
+        with lock:
+            told_to.append(trial.number)
+        return function(trial)
+
+    with LossyProxy(served.port, loses=0.2) as proxy, Client(proxy.url, "token-of-admin") as client:
+        study = client.create(definition())
+        study.optimize(noting, n_jobs=3)
+        status = study.status()
+        assert proxy.swallowed >= 20
+    assert sorted(told_to) == list(range(30)), "nothing ran twice"
+    trials = served.manager.load("bowl").trials
+    assert sum(len(trial.intermediate_values) for trial in trials) == status.spent["epochs"]
+    assert status.spent["trials"] == status.spent["ended"] == 30
+    assert served.manager.ask_tell("bowl").open_leases() == []
+
+
+def test_clients_go_on_when_the_service_is_started_again(served: Served, client: Client) -> None:
+    study = client.create(definition())
+    began = threading.Event()
+    went_on = threading.Event()
+
+    def slow(trial: optuna.Trial) -> float:
+        value = trial.suggest_float("x", -10, 10)
+        for step in (1, 2):
+            trial.report(value, step)
+            if trial.number == 2 and step == 1:
+                began.set()
+                went_on.wait(60)
+        return value
+
+    thread = threading.Thread(target=study.optimize, args=(slow, 5), daemon=True)
+    thread.start()
+    assert began.wait(60)
+    served.stop()
+    went_on.set()
+    time.sleep(0.5)  # some calls find nobody
+    served.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert served.manager.ask_tell("bowl").spent() == Spent(
+        trials=5, ended=5, epochs=10, seconds=served.manager.ask_tell("bowl").spent().seconds
+    )
+
+
+SCRIPT = """
+import sys, time
+from tuner.client import Client
+
+def objective(trial):
+    x = trial.suggest_float("x", -10, 10)
+    for step in range(1, 10_000):
+        trial.report(x, step)
+        print(step, flush=True)
+        time.sleep(0.05)
+    return x
+
+client = Client(sys.argv[1], "token-of-worker")
+try:
+    client.study("bowl").optimize(objective)
+finally:
+    print("left", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
+def test_a_stop_gives_the_trial_back(
+    served: Served, client: Client, number: signal.Signals, code: int
+) -> None:
+    study = client.create(definition(pruner={"name": "none"}))
+    command = [sys.executable, "-c", SCRIPT, served.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1\n"
+        os.kill(process.pid, number)
+        rest, _ = process.communicate(timeout=60)
+        assert process.returncode == code
+    assert rest.endswith("left\n")
+    trial = study.trial(0)
+    assert (trial.state, trial.reports) == ("waiting", [])
+    lease = study.ask()
+    assert lease is not None
+    assert (lease.number, lease.attempt) == (0, 1), "no attempt is held against it"

@@ -1,0 +1,520 @@
+"""The service from Python: the verbs of a study, and a plain objective optimized through them."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Self
+from urllib.parse import quote
+
+from optuna.trial import TrialState
+
+from objectives.epoch import Objective
+from tuner.ask_tell import Lease, Reply
+from tuner.client.documents import RemoteTrial, StudyStatus, read
+from tuner.client.http import PATIENCE, TIMEOUT, Transport
+from tuner.client.remote import RemoteAskTell, study_path
+from tuner.definition import StudyDefinition
+from tuner.errors import DefinitionError, LeaseLostError, TunerError
+from tuner.heartbeat import heartbeat
+from tuner.trial_run import Function, Outcome, run_leased
+
+__all__ = ["KEEP_SECONDS", "Client", "RemoteStudy", "Waiting", "failed_too_often"]
+
+KEEP_SECONDS = 10.0
+"""So often, at most, a checkpoint is uploaded for the next attempt at a trial."""
+
+FAILURES_IN_A_ROW = 5
+"""So many trials in a row that end in an exception end the work: the next would too."""
+
+SHORTEST_WAIT, LONGEST_WAIT = 0.2, 10.0
+"""Seconds between two asks while there is no trial."""
+
+
+class Client:
+    """The studies of a service. Close it at the end, for instance with `with`.
+
+    Args:
+        url: of the service: `https://HOST[:PORT]`; plain `http://` only on this machine.
+        token: what the service gave: `tuner token create` makes one.
+        patience: for how many seconds a call is tried again while the service does not answer.
+        timeout: for how many seconds one try waits for the answer.
+        allow_http: send the token in the clear to another machine: for networks that are one's own.
+        ca_file: certificates to trust, in PEM, instead of the usual ones.
+        client_id: who asks for trials, for people; request ids are its own. By default the name of this process.
+
+    All methods raise AccessDeniedError where the token may not do this, and ServiceUnavailableError where the service
+    does not answer for as long as the patience lasts.
+
+    Raises:
+        DefinitionError: the URL would send the token in the clear, or one of the arguments is none.
+
+    Example:
+        >>> def objective(trial):
+        ...     return (trial.suggest_float("x", -10, 10) - 2) ** 2
+        >>> with Client("https://tuner.example.com", token) as client:  # doctest: +SKIP
+        ...     study = client.create({"name": "bowl", "budget": {"trials": 40},
+        ...                            "space": {"x": {"low": -10, "high": 10}}})
+        ...     study.optimize(objective)
+        ...     print(study.best().params)
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        patience: float = PATIENCE,
+        timeout: float = TIMEOUT,
+        allow_http: bool = False,
+        ca_file: str | None = None,
+        client_id: str | None = None,
+    ) -> None:
+        self.client_id = client_id
+        self.transport = Transport(
+            url, token, patience=patience, timeout=timeout, allow_http=allow_http, ca_file=ca_file
+        )
+
+    def __repr__(self) -> str:
+        return f"Client({self.transport.url!r})"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def studies(self, *, archived: bool = False) -> list[StudyStatus]:
+        """All studies that the token is for; archived ones only where asked for."""
+        pages = _pages(self.transport, "/v1/studies", "studies", {"archived": archived})
+        return [read(StudyStatus, study) for study in pages]
+
+    def create(self, definition: StudyDefinition | Mapping[str, Any]) -> RemoteStudy:
+        """Create the study that a definition describes, or open it if the same is there already.
+
+        Raises:
+            ConflictError: there is a study of this name with another definition.
+            DefinitionError: the definition breaks a rule.
+        """
+        document = definition.dump() if isinstance(definition, StudyDefinition) else dict(definition)
+        created: StudyStatus = read(StudyStatus, self.transport.post("/v1/studies", document))
+        return RemoteStudy(self.transport, created.name, self.client_id)
+
+    def study(self, name: str) -> RemoteStudy:
+        """The study of this name.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        study = RemoteStudy(self.transport, name, self.client_id)
+        study.status()
+        return study
+
+    def import_study(self, document: Mapping[str, Any]) -> RemoteStudy:
+        """Bring in what `RemoteStudy.export` gave, from this service or another.
+
+        Raises:
+            ConflictError: there is a study of this name already.
+            DefinitionError: the document breaks a rule.
+        """
+        imported: StudyStatus = read(StudyStatus, self.transport.post("/v1/studies:import", document))
+        return RemoteStudy(self.transport, imported.name, self.client_id)
+
+    def compare(self, definition: StudyDefinition | Mapping[str, Any]) -> dict[str, Any]:
+        """Create the studies of a comparison, for workers to run. Returns how far it is; errors as in `create`."""
+        document = definition.dump() if isinstance(definition, StudyDefinition) else dict(definition)
+        answer: dict[str, Any] = self.transport.post("/v1/comparisons", document)
+        return answer
+
+    def comparison(self, name: str) -> dict[str, Any]:
+        """How far a comparison is: status, ranking, verdict.
+
+        Raises:
+            NotFoundError: there is none of this name.
+        """
+        answer: dict[str, Any] = self.transport.get(f"/v1/comparisons/{quote(name, safe='')}")
+        return answer
+
+
+class RemoteStudy:
+    """A study of a service, by name. What `Client` says of errors holds here too."""
+
+    def __init__(self, transport: Transport, name: str, client_id: str | None = None) -> None:
+        self.name, self._transport, self._client_id = name, transport, client_id
+        self._side: RemoteAskTell | None = None
+
+    def __repr__(self) -> str:
+        return f"RemoteStudy({self._transport.url!r}, {self.name!r})"
+
+    @property
+    def ask_tell(self) -> RemoteAskTell:
+        """Ask and tell, as workers use it."""
+        if self._side is None:
+            self._side = RemoteAskTell(self._transport, self.name, self._client_id)
+        return self._side
+
+    @property
+    def definition(self) -> StudyDefinition:
+        """What the study is."""
+        return self.ask_tell.definition
+
+    def status(self) -> StudyStatus:
+        """How far the study is.
+
+        Raises:
+            NotFoundError: there is none of this name.
+        """
+        status: StudyStatus = read(StudyStatus, self._transport.get(study_path(self.name)))
+        return status
+
+    def ask(self, request_id: str | None = None) -> Lease | None:
+        """A trial to run, held by a lease; None if there is none now.
+
+        Args:
+            request_id: names this request: asked again by the same `client_id`, also after a crash, it is the same
+                trial.
+        """
+        return self.ask_tell.ask(request_id)
+
+    def report(self, lease: Lease, step: int, value: float) -> Reply:
+        """Record the value after a step; what to do now: continue, prune, stop or adjust.
+
+        Raises:
+            LeaseLostError: another has the trial now.
+            ConflictError: another value was reported for this step before.
+        """
+        return self.ask_tell.report(lease, step, value)
+
+    def heartbeat(self, lease: Lease) -> Reply:
+        """Keep the lease: a trial that is not heard of for a minute is handed to another."""
+        return self.ask_tell.heartbeat(lease)
+
+    def keep(self, lease: Lease) -> contextlib.AbstractContextManager[None]:
+        """Send heartbeats in the background for as long as a `with` block takes."""
+        return heartbeat(self.ask_tell, lease)
+
+    def tell(
+        self,
+        lease: Lease,
+        value: float | None = None,
+        state: str = "complete",
+        attrs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """End the trial; the state in which it ended.
+
+        Args:
+            lease: of the trial.
+            value: of a completed trial; of a pruned one its last.
+            state: complete, pruned or fail.
+            attrs: user attributes to keep with it.
+
+        Raises:
+            LeaseLostError: another has the trial now.
+            ConflictError: something else was told before.
+            DefinitionError: there is no such state, or no value.
+        """
+        if state not in ("complete", "pruned", "fail"):
+            raise DefinitionError(f"a trial ends as complete, pruned or fail; got {state!r}")
+        if state == "complete" and value is None:
+            raise DefinitionError(
+                f"a completed trial needs a number as its value; trial {lease.number} has none"
+            )
+        ended = self.ask_tell.tell(lease, TrialState[state.upper()], value, attrs)
+        return ended.name.lower()
+
+    def release(self, lease: Lease) -> None:
+        """Give the trial back unfinished: the next ask hands it out again."""
+        self.ask_tell.release(lease)
+
+    def enqueue(self, params: Mapping[str, Any], attrs: Mapping[str, Any] | None = None) -> RemoteTrial:
+        """Let a point of one's own be tried next; the sampler chooses what it leaves open.
+
+        Raises:
+            DefinitionError: the point is not in the space.
+        """
+        body = {"params": dict(params), "attrs": dict(attrs or {})}
+        trial: RemoteTrial = read(RemoteTrial, self._post("/trials:enqueue", body))
+        return trial
+
+    def adjust(self, number: int, values: Mapping[str, Any]) -> None:
+        """Let a running trial go on with other hyperparameters after its next report.
+
+        Raises:
+            ConflictError: nobody is running it.
+            DefinitionError: one cannot be adjusted, or its value is not legal.
+        """
+        self._post(f"/trials/{number}:adjust", {"values": dict(values)})
+
+    def stop_trial(self, number: int) -> None:
+        """Let a running trial end with its next report.
+
+        Raises:
+            ConflictError: nobody is running it.
+        """
+        self._post(f"/trials/{number}:stop", {})
+
+    def trials(self, state: str | None = None) -> list[RemoteTrial]:
+        """The trials in their order, or those in one state."""
+        query = {} if state is None else {"state": state}
+        pages = _pages(self._transport, f"{study_path(self.name)}/trials", "trials", query)
+        return [read(RemoteTrial, trial) for trial in pages]
+
+    def trial(self, number: int) -> RemoteTrial:
+        """One trial.
+
+        Raises:
+            NotFoundError: there is no such trial.
+        """
+        trial: RemoteTrial = read(
+            RemoteTrial, self._transport.get(f"{study_path(self.name)}/trials/{number}")
+        )
+        return trial
+
+    def best(self) -> RemoteTrial:
+        """The best completed trial; of several objectives, one of the front.
+
+        Raises:
+            TunerError: none is complete.
+        """
+        best = self._transport.get(f"{study_path(self.name)}/best")["trials"]
+        if not best:
+            raise TunerError(f"{self.name} has no completed trial to call the best")
+        trial: RemoteTrial = read(RemoteTrial, best[0])
+        return trial
+
+    def importances(self) -> dict[str, float]:
+        """How much of the differences between the values each parameter explains, as shares."""
+        importances: dict[str, float] = self._transport.get(f"{study_path(self.name)}/importances")[
+            "importances"
+        ]
+        return importances
+
+    def export(self) -> dict[str, Any]:
+        """The definition and all trials, as a document that `Client.import_study` reads."""
+        document: dict[str, Any] = self._post(":export")
+        return document
+
+    def pause(self) -> StudyStatus:
+        """Hand out no trials until it is resumed; those that run go on."""
+        return self._verb("pause")
+
+    def resume(self) -> StudyStatus:
+        """Hand out trials again."""
+        return self._verb("resume")
+
+    def stop(self) -> StudyStatus:
+        """Hand out no trials any more, and let those that run end with their next report."""
+        return self._verb("stop")
+
+    def archive(self, *, undo: bool = False) -> StudyStatus:
+        """Take the study out of the list, or put it back. Nothing is deleted."""
+        return self._verb("unarchive" if undo else "archive")
+
+    def optimize(
+        self,
+        objective: Objective | Function,
+        n_trials: int | None = None,
+        *,
+        timeout: float | None = None,
+        n_jobs: int = 1,
+        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    ) -> None:
+        """Run trials of the study here until its budget is used up.
+
+        SIGTERM and Ctrl-C give the running trial back for another to take up. With several jobs a trial is given back
+        at its next report, and a function that never reports finishes its trial.
+
+        Args:
+            objective: a plain Optuna objective `f(trial) -> float`, or an objective of epochs. The function may suggest
+                what is in the study's space, in the same ranges.
+            n_trials: run at most so many trials; None: as many as there are.
+            timeout: begin no trial after so many seconds.
+            n_jobs: run so many trials at once, in threads.
+            on_outcome: called with each trial's end, by the thread that ran it.
+
+        Raises:
+            DefinitionError: the study has no space, or the objective does not accept it.
+            TunerError: too many trials failed in a row; the text has the last reason.
+            SystemExit: after SIGTERM, once the trial was given back.
+        """
+        if n_jobs < 1 or (n_trials is not None and n_trials < 1):
+            raise DefinitionError(f"n_jobs and n_trials must be at least 1; got {n_jobs} and {n_trials}")
+        if not len(self.definition.space):
+            raise DefinitionError(
+                f"{self.name} has no space: give its definition one, as a service chooses all parameters at the ask"
+            )
+        if isinstance(objective, Objective):
+            self.definition.check_accepted_by(objective)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        work = _Work(self.ask_tell, objective, on_outcome, n_trials, deadline)
+        with _sigterm(work):
+            if n_jobs == 1:
+                work.go_on()
+            else:
+                work.in_threads(n_jobs)
+
+    def _verb(self, verb: str) -> StudyStatus:
+        status: StudyStatus = read(StudyStatus, self._post(f":{verb}"))
+        return status
+
+    def _post(self, rest: str, body: Mapping[str, Any] | None = None) -> Any:
+        return self._transport.post(f"{study_path(self.name)}{rest}", body)
+
+
+class Waiting:
+    """How long to wait before the next ask: ever longer while there is nothing, and not all at the same time."""
+
+    def __init__(self) -> None:
+        self._seconds = SHORTEST_WAIT
+
+    def reset(self) -> None:
+        """There was a trial."""
+        self._seconds = SHORTEST_WAIT
+
+    def next(self) -> float:
+        """Seconds to wait, as there was none again."""
+        seconds, self._seconds = self._seconds, min(2 * self._seconds, LONGEST_WAIT)
+        return seconds * random.uniform(0.5, 1.0)
+
+
+def failed_too_often(study: str, outcome: Outcome) -> TunerError:
+    """What ends the work on a study whose trials keep failing."""
+    return TunerError(
+        f"{study}: stopped, as {FAILURES_IN_A_ROW} trials in a row failed; "
+        f"the last (trial {outcome.number}) with {outcome.failure} (they count in the budget)"
+    )
+
+
+@dataclass(slots=True)
+class _Work:
+    """Trials of a study, run here by one thread or several."""
+
+    ask_tell: RemoteAskTell
+    objective: Objective | Function
+    on_outcome: Callable[[Outcome], None]
+    left: int | None
+    deadline: float | None
+    is_stopping: threading.Event = field(default_factory=threading.Event)
+    _failures: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def go_on(self) -> None:
+        """Run trials until there are none left, or not to be any more."""
+        waiting = Waiting()
+        while self._may_begin():
+            lease = self._ask()
+            if lease is None:
+                self._give_back_turn()
+                if self.ask_tell.is_finished or self.ask_tell.state in ("stopped", "archived"):
+                    return
+                self.is_stopping.wait(waiting.next())
+                continue
+            waiting.reset()
+            self._count(run_leased(
+                self.ask_tell, lease, self.objective, self.is_stopping.is_set, keep_every=KEEP_SECONDS
+            ))  # fmt: skip
+
+    def in_threads(self, jobs: int) -> None:
+        """Run so many trials at once; what ends one thread ends all."""
+        with ThreadPoolExecutor(jobs, thread_name_prefix="trial") as threads:
+            futures = [threads.submit(self._go_on_and_stop_others) for _ in range(jobs)]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                self.is_stopping.set()
+
+    def _go_on_and_stop_others(self) -> None:
+        try:
+            self.go_on()
+        except BaseException:
+            self.is_stopping.set()
+            raise
+
+    def _may_begin(self) -> bool:
+        if self.is_stopping.is_set() or (self.deadline is not None and time.monotonic() >= self.deadline):
+            return False
+        with self._lock:
+            if self.left is None:
+                return True
+            self.left -= 1
+            return self.left >= 0
+
+    def _give_back_turn(self) -> None:
+        with self._lock:
+            if self.left is not None:
+                self.left += 1
+
+    def _ask(self) -> Lease | None:
+        """A trial; one whose answer a Ctrl-C has kept from being heard is given back."""
+        request_id = uuid.uuid4().hex
+        try:
+            return self.ask_tell.ask(request_id)
+        except LeaseLostError:
+            return None  # it was, while the answers were lost: another request
+        except TunerError:
+            raise
+        except BaseException:
+            with contextlib.suppress(TunerError):
+                if (lease := self.ask_tell.ask(request_id)) is not None:
+                    self.ask_tell.release(lease)
+            raise
+
+    def _count(self, outcome: Outcome) -> None:
+        if outcome.state is None:
+            self._give_back_turn()
+        with self._lock:
+            self._failures = self._failures + 1 if outcome.is_error else 0
+            too_often = self._failures >= FAILURES_IN_A_ROW
+        self.on_outcome(outcome)
+        if too_often:
+            raise failed_too_often(outcome.study, outcome)
+
+
+class _Terminated(BaseException):
+    """SIGTERM: like Ctrl-C, it leaves a trial that is given back."""
+
+
+@contextlib.contextmanager
+def _sigterm(work: _Work) -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does, and then the process; elsewhere than in the main thread it stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(_signal: int, _frame: FrameType | None) -> None:
+        work.is_stopping.set()
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except _Terminated:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _pages(transport: Transport, path: str, what: str, query: Mapping[str, Any]) -> Iterator[Any]:
+    """All items of a list that comes in pages."""
+    token: str | None = None
+    while True:
+        page = transport.get(
+            path, **query, page_size=1000, **({} if token is None else {"page_token": token})
+        )
+        yield from page[what]
+        token = page.get("next_page_token")
+        if not token:
+            return

@@ -1,0 +1,387 @@
+"""A worker: runs the registered objectives for a service, from anywhere, with nothing but a token.
+
+Each task of the pool asks for one trial, runs it and comes back; while there is none, one task after the other asks,
+ever more rarely. The database is never seen here. A stop (Ctrl-C, SIGTERM) reaches the workers of this machine through
+a file, at which they look after each epoch: they give their trials back. On other machines they finish them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from tuner.ask_tell import Lease
+from tuner.catalogue import find_objective, objective_names
+from tuner.client.client import FAILURES_IN_A_ROW, KEEP_SECONDS, Waiting, failed_too_often
+from tuner.client.documents import WorkerTrial, read
+from tuner.client.http import PATIENCE, Transport
+from tuner.client.remote import RemoteAskTell, this_process
+from tuner.errors import DefinitionError, LeaseLostError, NotFoundError, ServiceUnavailableError, TunerError
+from tuner.executors import Pool, Where, find_executor, is_lost_worker, submit
+from tuner.trial_run import Outcome, run_leased
+
+__all__ = ["WorkerSettings", "work"]
+
+_log = logging.getLogger(__name__)
+
+LOST_IN_A_ROW = 10
+"""So often in a row worker processes may die without a single trial's end."""
+
+LOOK_SECONDS = 0.2
+"""How often a worker looks, at most, whether it is to stop."""
+
+PROBE_SECONDS = 1.0
+"""A task that asks while there was nothing, and is not back after so many seconds, has found a trial."""
+
+CHECK_SECONDS = 5.0
+"""How often, while trials run, their pool is asked whether it is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """Whom a worker serves.
+
+    `study` is the one whose trials it runs; None: all whose objectives it has. `keep_seconds` is how often, at most, it
+    uploads a checkpoint for the next attempt at a trial. The rest is as in `tuner.client.Client`.
+    """
+
+    url: str
+    token: str = field(repr=False)
+    study: str | None = None
+    patience: float = PATIENCE
+    allow_http: bool = False
+    ca_file: str | None = None
+    keep_seconds: float = KEEP_SECONDS
+
+    def transport(self) -> Transport:
+        """A way to the service."""
+        return Transport(
+            self.url, self.token, patience=self.patience, allow_http=self.allow_http, ca_file=self.ca_file
+        )
+
+
+def work(
+    settings: WorkerSettings,
+    *,
+    workers: int = 1,
+    executor: Where = "processes",
+    idle: float | None = None,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    on_news: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Run trials for a service: with a study until that is finished, else for as long as there is no other reason.
+
+    Args:
+        settings: whom it serves.
+        workers: how many trials run at once.
+        executor: where, see `tuner.executors`.
+        idle: end after so many seconds without any trial; None: wait for further ones for ever.
+        on_outcome: called in this thread with each trial's end.
+        on_news: called in this thread with a line on what is waited for.
+
+    Raises:
+        AccessDeniedError: the token is unknown, or is not for workers.
+        NotFoundError: there is no such study, or no objective is installed here.
+        DefinitionError: there is no such executor, or the study names no objective.
+        TunerError: too many trials failed in a row, or worker processes keep dying.
+        KeyboardInterrupt: passed on, after the running trials were given back.
+    """
+    if workers < 1:
+        raise DefinitionError(f"workers must be at least 1; got {workers}")
+    open_pool = find_executor(executor)
+    objectives = _loadable(on_news)
+    with settings.transport() as transport:  # mistakes show before any worker starts
+        if settings.study is None:
+            transport.get("/v1/studies", page_size=1)
+        else:
+            _objective_of(RemoteAskTell(transport, settings.study))
+    with tempfile.TemporaryDirectory(prefix="tuner-worker-") as folder, threadpool_limits(1):
+        job = _Job(settings, objectives, Path(folder, "stop"))
+        loop = _Loop(job, workers, idle, on_outcome, on_news)
+        while loop.goes_on:
+            with open_pool(workers) as pool:
+                loop.run_in(pool)
+
+
+def _loadable(on_news: Callable[[str], None]) -> tuple[str, ...]:
+    """The installed objectives that can be loaded here."""
+    found = []
+    for name in objective_names():
+        try:
+            find_objective(name)
+            found.append(name)
+        except TunerError as error:
+            on_news(str(error))
+    if not found:
+        raise NotFoundError("no objective is installed here, so there is nothing that could be run")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every task carries."""
+
+    settings: WorkerSettings
+    objectives: tuple[str, ...]
+    stop_file: Path
+
+    def stop(self) -> None:
+        """Let the workers of this machine give their trials back."""
+        with contextlib.suppress(OSError):
+            self.stop_file.touch()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether they are to."""
+        return self.stop_file.exists()
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What a task comes back with. `news` is why there was no trial, where that may change."""
+
+    outcome: Outcome | None = None
+    news: str = ""
+    is_finished: bool = False
+
+
+class _Connection:
+    """What a worker process keeps between two trials: its way to the service, and the studies that it has seen."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job, self._transport = job, job.settings.transport()
+        self._studies: dict[str, RemoteAskTell] = {}
+        self._lock = threading.Lock()
+
+    def take_turn(self) -> _Turn:
+        """Ask for a trial and run it."""
+        try:
+            handed = self._ask()
+        except ServiceUnavailableError as error:
+            return _Turn(news=str(error))
+        except LeaseLostError:  # it was lost while its answer was: the next ask is another request
+            return _Turn()
+        if handed is None:
+            return self._nothing()
+        side, lease = handed
+        stopping = _Throttled(lambda: self._job.is_stopping)
+        if stopping():
+            side.release(lease)
+            return _Turn()
+        objective = find_objective(_objective_of(side))
+        threadpool_limits(1)  # as many workers as cores: more threads in each only get in each other's way
+        keep_every = self._job.settings.keep_seconds
+        try:
+            return _Turn(run_leased(side, lease, objective, stopping, keep_every=keep_every))
+        except ServiceUnavailableError as error:
+            return _Turn(news=f"{side.definition.name} trial {lease.number} was left: {error}")
+
+    def _ask(self) -> tuple[RemoteAskTell, Lease] | None:
+        if (only := self._job.settings.study) is not None:
+            side = self._study(only)
+            lease = side.ask()
+            return None if lease is None else (side, lease)
+        body = {
+            "client_id": this_process(),
+            "objectives": self._job.objectives,
+            "request_id": uuid.uuid4().hex,
+        }
+        asked: WorkerTrial = read(WorkerTrial, self._transport.post("/v1/trials:ask", body))
+        if asked.trial is None:
+            return None
+        side = self._study(asked.trial.study)
+        return side, side.take(asked.trial)
+
+    def _nothing(self) -> _Turn:
+        if (only := self._job.settings.study) is None:
+            return _Turn(news="no open study has a trial for the objectives installed here")
+        side = self._study(only)
+        is_over = side.is_finished or side.state in ("stopped", "archived")
+        return _Turn(news=f"{only} is {side.state}, and has no trial to run now", is_finished=is_over)
+
+    def _study(self, name: str) -> RemoteAskTell:
+        with self._lock:
+            if name not in self._studies:
+                self._studies[name] = RemoteAskTell(self._transport, name)
+            return self._studies[name]
+
+
+@functools.lru_cache(maxsize=4)
+def _connection(job: _Job, _pid: int) -> _Connection:
+    return _Connection(job)
+
+
+def _take_turn(job: _Job, _task: int) -> _Turn:
+    """The task that is submitted. Its number makes it differ from all others, for executors that remember results."""
+    if job.is_stopping:
+        return _Turn()
+    try:
+        return _connection(job, os.getpid()).take_turn()
+    except TunerError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        # as text: whatever this is, it may not survive the way to another process
+        raise TunerError(f"a worker failed: {''.join(traceback.format_exception(error))}") from None
+
+
+class _Throttled:
+    """Asks a question not more often than every `LOOK_SECONDS`; once the answer was yes, it stays so."""
+
+    def __init__(self, question: Callable[[], bool]) -> None:
+        self._question, self._answer, self._asked = question, False, float("-inf")
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if not self._answer and now - self._asked > LOOK_SECONDS:
+            self._answer, self._asked = self._question(), now
+        return self._answer
+
+
+@dataclass(slots=True)
+class _Loop:
+    """Keeps pools busy, one after the other if they break, until there is nothing to do any more."""
+
+    job: _Job
+    workers: int
+    idle: float | None
+    on_outcome: Callable[[Outcome], None]
+    on_news: Callable[[str], None]
+    goes_on: bool = True
+    _running: dict[Future[Any], str] = field(default_factory=dict)
+    _tasks: Iterator[int] = field(default_factory=functools.partial(iter, range(2**62)))
+    _waiting: Waiting = field(default_factory=Waiting)
+    _ask_at: float = 0.0
+    _busy_at: float = field(default_factory=time.monotonic)
+    _is_idle: bool = False
+    _news: str = ""
+    _lost: int = 0
+    _failures: Counter[str] = field(default_factory=Counter)
+
+    def run_in(self, pool: Pool) -> None:
+        """Run trials in a pool until there is nothing to do, or the pool breaks."""
+        try:
+            while self.goes_on:
+                self._fill(pool)
+                self._take_done(pool)
+        except BrokenExecutor as error:
+            if not pool.is_renewable:
+                raise TunerError(f"the executor broke: {error}") from None
+            ended = [future for future in self._running if future.done() and future.exception() is None]
+            self._running.clear()
+            for future in ended:
+                self._take(future)
+            self._count_loss()
+        except BaseException:
+            self._stop(pool)
+            raise
+
+    def _fill(self, pool: Pool) -> None:
+        """Let tasks ask: all that there is room for; one at a time while there is nothing."""
+        if (now := time.monotonic()) < self._ask_at:
+            return
+        wanted = len(self._running) + 1 if self._is_idle else self.workers
+        while len(self._running) < min(wanted, self.workers):
+            submit(pool, self._running, "trial", _take_turn, self.job, next(self._tasks))
+        if self._is_idle:
+            self._ask_at = now + PROBE_SECONDS
+
+    def _take_done(self, pool: Pool) -> None:
+        """Wait for news, and take up what tasks have come back with."""
+        until_ask = max(0.0, self._ask_at - time.monotonic())
+        has_room = len(self._running) < self.workers
+        patience = min(until_ask, CHECK_SECONDS) if has_room else CHECK_SECONDS
+        if not self._running:
+            time.sleep(patience)
+            return
+        done = wait(self._running, timeout=patience, return_when=FIRST_COMPLETED).done
+        if not done:
+            pool.check()
+        for future in done:
+            del self._running[future]
+            self._take(future)
+
+    def _take(self, future: Future[_Turn]) -> None:
+        try:
+            turn = future.result()
+        except (TunerError, BrokenExecutor):
+            raise
+        except Exception as error:
+            if not is_lost_worker(error):
+                raise TunerError(
+                    f"a worker cannot be given a trial to run: {type(error).__name__}: {error}"
+                ) from error
+            self._count_loss()
+            return
+        if turn.outcome is None:
+            self._wait_for_more(turn)
+            return
+        self._lost, self._is_idle, self._ask_at, self._news = 0, False, 0.0, ""
+        self._busy_at = time.monotonic()
+        self._waiting.reset()
+        self.on_outcome(turn.outcome)
+        self._count_failure(turn.outcome)
+
+    def _wait_for_more(self, turn: _Turn) -> None:
+        """There was no trial: ask again later, or end."""
+        now = time.monotonic()
+        if turn.news and turn.news != self._news:
+            self._news = turn.news
+            self.on_news(f"waiting: {turn.news}")
+        self._is_idle, self._ask_at = True, now + self._waiting.next()
+        if not self._running and (
+            turn.is_finished or (self.idle is not None and now - self._busy_at >= self.idle)
+        ):
+            self.goes_on = False
+
+    def _count_failure(self, outcome: Outcome) -> None:
+        self._failures[outcome.study] = self._failures[outcome.study] + 1 if outcome.is_error else 0
+        if self._failures[outcome.study] >= FAILURES_IN_A_ROW:
+            raise failed_too_often(outcome.study, outcome)
+
+    def _count_loss(self) -> None:
+        self._lost += 1
+        if self._lost >= LOST_IN_A_ROW:
+            raise TunerError(f"worker processes died {self._lost} times in a row (killed, or out of memory?)")
+        _log.warning("a worker process died; its trial will be run again once its lease has run out")
+
+    def _stop(self, pool: Pool) -> None:
+        """Let running trials be given back after their epoch; at another Ctrl-C leave them at once."""
+        self.job.stop()
+        try:
+            if running := sum(not future.done() for future in self._running):
+                self.on_news(f"waiting for {running} trials to end their epoch; Ctrl-C again leaves at once")
+            left = wait(self._running, timeout=pool.patience).not_done
+        except KeyboardInterrupt:
+            pool.leave()
+            return
+        for future in left:
+            future.cancel()
+        for future in self._running:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                turn: _Turn = future.result()
+                if turn.outcome is not None:
+                    self.on_outcome(turn.outcome)
+
+
+def _objective_of(side: RemoteAskTell) -> str:
+    if side.definition.objective is None:
+        raise DefinitionError(
+            f"{side.definition.name}: names no objective, so that a worker cannot know what to train; "
+            "run it with Client(…).study(…).optimize"
+        )
+    return side.definition.objective

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +212,22 @@ def test_two_upgrades_at_once_do_it_once(old: str) -> None:
         done = list(pool.map(upgrade, [old, old]))
     assert sorted(done) == [("0001", HEAD), (HEAD, HEAD)]
     assert info(old).version == HEAD
+
+
+# Optuna leaves its connection open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("opens", [open_storage, upgrade])
+def test_a_database_of_another_optuna_is_refused_as_it_is(
+    url: str, engine: sa.Engine, opens: Callable[[str], Any]
+) -> None:
+    stock = optuna.storages.RDBStorage(url)
+    stock.engine.dispose()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v9.9.9.a'")
+    with pytest.raises(StorageError, match="optuna"):
+        opens(url)
+    gc.collect()
+    assert not [table for table in sa.inspect(engine).get_table_names() if table.startswith("tuner_")]
 
 
 def test_a_database_of_stock_optuna_gets_our_tables_and_stays_readable(url: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -129,6 +131,30 @@ def test_turns_are_taken_one_by_one_and_never_wait_for_ever(monkeypatch: pytest.
     may_leave.set()
     holder.join()
     assert turn._lock.acquire(blocking=False)
+
+
+IN_A_FORK = """
+import os, threading
+from tuner import storage
+storage.BUSY_SECONDS = 1.0
+turn, entered = storage.in_turn("write", "here"), threading.Event()
+def hold():
+    with turn:
+        entered.set()
+        threading.Event().wait()
+threading.Thread(target=hold, daemon=True).start()
+entered.wait()
+if (child := os.fork()) == 0:
+    with turn, storage.in_turn("write", "here"):
+        os._exit(0 if turn._held.held == [True, True] else 1)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+def test_what_a_thread_held_is_free_in_a_fork() -> None:
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", IN_A_FORK], check=False, timeout=60)
+    assert ended.returncode == 0
 
 
 def _claim(url: str) -> int:

@@ -32,6 +32,9 @@ def find_objective(name: str) -> Objective:
         TunerError: it is registered, but what is registered is no objective.
     """
     entries = _entries()
+    if name not in entries:  # perhaps it was installed a moment ago
+        _entries_on.cache_clear()
+        entries = _entries()
     if name not in entries:
         hint = near_miss(name, entries)
         raise NotFoundError(

@@ -24,12 +24,11 @@ from itertools import count
 from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
-from threadpoolctl import threadpool_limits
 
 from objectives.epoch import Objective
 from tuner.ask_tell import AskTell
 from tuner.errors import StorageError, TunerError
-from tuner.executors import GOES_ON, OpenPool, Pool, Where, find_executor, is_lost_worker, submit
+from tuner.executors import GOES_ON, OpenPool, Pool, Where, find_executor, is_lost_worker, one_thread, submit
 from tuner.ledger import Ledger
 from tuner.runs import Runs, short
 from tuner.storage import patiently
@@ -97,9 +96,7 @@ class _Worker:
     def run_next(self, name: str) -> Outcome | None:
         if name not in self._studies:
             self._studies[name] = self.run.open_study(name)
-            threadpool_limits(
-                1
-            )  # as many workers as cores: more threads in each only get in each other's way
+            one_thread()
         ask_tell, objective = self._studies[name]
         runs = Runs(ask_tell.ledger)
         if self._must_stop(runs):
@@ -172,7 +169,7 @@ def run_studies(
     turns, runs = _Turns(names, per_study), Runs(ledger)
     run = _Run(runs.begin(), open_study)
     try:
-        with threadpool_limits(1):  # here too, where threads may be the workers; taken back at the end
+        with one_thread():  # here too, where threads may be the workers; taken back at the end
             pools = _Pools(run, runs, open_pool, on_outcome)
             pools.run(turns, workers)
             while left_behind := runs.settle(turns.unstopped):

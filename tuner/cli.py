@@ -24,13 +24,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
-from threadpoolctl import threadpool_limits
 
 from objectives.epoch import Epoch, Objective
 from tuner.assignment import parse_assignments
 from tuner.catalogue import find_objective, objective_names
 from tuner.definition import ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, TunerError
+from tuner.executors import one_thread
 from tuner.manager import StudyManager, StudySummary
 from tuner.panda import Session
 from tuner.progress import RunDisplay
@@ -236,7 +236,7 @@ def panda(
     manager, definition, given = _find(study, storage, point or [])
     session = manager.panda(definition.name, given if point else None)
     try:
-        with threadpool_limits(1), session:
+        with one_thread(), session:
             screen = PandaApp(session, pace=pace)
             screen.run()
             if not screen.driver.close(timeout=0.5):

@@ -26,17 +26,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
+
+from threadpoolctl import threadpool_limits
 
 from tuner.errors import DefinitionError, MissingDependencyError, TunerError
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["GOES_ON", "OpenPool", "Pool", "Where", "find_executor", "is_lost_worker", "submit"]
+__all__ = ["GOES_ON", "OpenPool", "Pool", "Where", "find_executor", "is_lost_worker", "one_thread", "submit"]
 
 _log = logging.getLogger(__name__)
 
@@ -117,6 +118,16 @@ def submit(
         raise TunerError(f"the executor takes no work: {error} {GOES_ON}") from None
 
 
+def one_thread() -> threadpool_limits:
+    """Let this process use one BLAS or OpenMP thread from now on; as a context, until its end.
+
+    As many workers as cores: more threads in each would only get in each other's way.
+    """
+    import scipy.linalg  # noqa: F401, PLC0415 - it has a BLAS of its own, and only what is loaded is limited
+
+    return threadpool_limits(1)
+
+
 @contextlib.contextmanager
 def _foreign(executor: Executor, _workers: int) -> Iterator[Pool]:
     yield Pool(executor, is_renewable=False, patience=LEAVE_SECONDS)
@@ -138,29 +149,15 @@ def _threads(workers: int) -> Iterator[Pool]:
 
 @contextlib.contextmanager
 def _processes(workers: int) -> Iterator[Pool]:
+    context = multiprocessing.get_context("spawn")  # a fork would copy open database connections
     with (
-        _one_thread_each() as environment,
-        ProcessPoolExecutor(
-            workers, mp_context=_process_context(), initializer=_start_process, initargs=(environment,)
-        ) as executor,
+        _one_thread_each(),
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process) as executor,
     ):
         try:
             yield Pool(executor, is_renewable=True, leave=functools.partial(_kill, executor))
         finally:
             executor.shutdown(cancel_futures=True)
-
-
-def _process_context() -> BaseContext:
-    """How worker processes start: never as forks of this one, which would copy open database connections.
-
-    On Linux they are forks of a server process that has done nothing but import us, so that each starts in milliseconds
-    instead of a second. It ends with this process.
-    """
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tuner"])
-    return context
 
 
 def _kill(executor: ProcessPoolExecutor) -> bool:
@@ -173,9 +170,7 @@ def _kill(executor: ProcessPoolExecutor) -> bool:
     return True
 
 
-def _start_process(environment: dict[str, str]) -> None:
-    os.environ.clear()  # the server that it was forked from may have an older one
-    os.environ.update(environment)
+def _start_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the run
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, name="parent watch", daemon=True).start()
@@ -189,16 +184,13 @@ def _die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[dict[str, str]]:
-    """Let processes that start meanwhile use one BLAS or OpenMP thread, also in libraries they load later.
-
-    Yields what their environment is to be.
-    """
+def _one_thread_each() -> Iterator[None]:
+    """Let processes that start meanwhile use one BLAS or OpenMP thread, also in libraries they load later."""
     names = [f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL")]
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
     try:
-        yield dict(os.environ)
+        yield
     finally:
         for name, value in before.items():
             if value is None:

@@ -228,9 +228,11 @@ def _stamp(connection: sa.Connection, table: str) -> str | None:
 
 def _create(url: URL) -> None:
     """Make all tables that are missing, unless another process was quicker."""
-    if _versions(url)[0] is not None:
+    version, optunas = _versions(url)
+    if version is not None:
         return
-    database = Database(_text(url), skip_compatibility_check=True)  # makes Optuna's
+    # makes Optuna's; those that are there already must be of a version that ours can stand beside
+    database = Database(_text(url), skip_compatibility_check=optunas is None or optunas in _compatible)
     try:
         with database.engine.begin() as connection:
             metadata.create_all(connection)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import sqlite3
 import threading
 import time
@@ -55,7 +56,8 @@ __all__ = [
 DEFAULT_URL = "sqlite:///tuner.db"
 
 BUSY_SECONDS = 30.0
-"""How long a statement may wait for another's lock before it fails; on a server it may take twice as long."""
+"""How long a statement may wait for another's lock before it fails. It may take twice as long: on a server, and where
+threads of this process wait for each other before."""
 
 QUICK_SECONDS = 0.1
 """How long a writer looks again and again whether SQLite is free, rather than go to sleep."""
@@ -233,16 +235,28 @@ class Turn:
         self._held = threading.local()
 
     def __enter__(self) -> None:
-        is_in = self._lock.acquire(timeout=BUSY_SECONDS)
-        self._held.__dict__.setdefault("stack", []).append(is_in)
+        held: list[bool] = self._held.__dict__.setdefault("held", [])
+        held.append(self._lock.acquire(timeout=BUSY_SECONDS))
 
     def __exit__(self, *_: object) -> None:
-        if self._held.stack.pop():
+        if self._held.held.pop():
             self._lock.release()
 
 
 _turns: WeakValueDictionary[tuple[object, ...], Turn] = WeakValueDictionary()
 _turns_lock = threading.Lock()
+
+
+def _begin_anew() -> None:
+    """In a fork: the threads that were in have stayed behind, and would never leave."""
+    global _turns_lock  # noqa: PLW0603
+    _turns_lock = threading.Lock()
+    for turn in list(_turns.values()):
+        turn.__init__()  # type: ignore[misc]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def in_turn(*what: object) -> Turn:

@@ -75,8 +75,8 @@ def _told(folder: Path) -> list[list[object]]:
 
 def _workers(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
-        helpers = psutil.Process(run.pid).children()  # the server that workers are forked from, and the like
-        return [worker for helper in helpers for worker in helper.children()]
+        children = psutil.Process(run.pid).children(recursive=True)
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
     return []
 
 

@@ -96,6 +96,9 @@ class BlasThreads(Slope):
     """Tells how many threads BLAS has here."""
 
     def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
+        import scipy.linalg
+
+        scipy.linalg.inv([[1.0]])  # as a sampler may: SciPy has a BLAS of its own
         yield Epoch(1, max(pool["num_threads"] for pool in threadpool_info()))
 
 

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from threadpoolctl import threadpool_limits
 
 from tuner.ask_tell import Lease
 from tuner.catalogue import find_objective, objective_names
@@ -32,7 +31,7 @@ from tuner.client.documents import WorkerTrial, read
 from tuner.client.http import PATIENCE, Transport
 from tuner.client.remote import RemoteAskTell, this_process
 from tuner.errors import DefinitionError, LeaseLostError, NotFoundError, ServiceUnavailableError, TunerError
-from tuner.executors import Pool, Where, find_executor, is_lost_worker, submit
+from tuner.executors import Pool, Where, find_executor, is_lost_worker, one_thread, submit
 from tuner.trial_run import Outcome, run_leased
 
 __all__ = ["WorkerSettings", "work"]
@@ -110,7 +109,7 @@ def work(
             transport.get("/v1/studies", page_size=1)
         else:
             _objective_of(RemoteAskTell(transport, settings.study))
-    with tempfile.TemporaryDirectory(prefix="tuner-worker-") as folder, threadpool_limits(1):
+    with tempfile.TemporaryDirectory(prefix="tuner-worker-") as folder, one_thread():
         job = _Job(settings, objectives, Path(folder, "stop"))
         loop = _Loop(job, workers, idle, on_outcome, on_news)
         while loop.goes_on:
@@ -184,7 +183,7 @@ class _Connection:
             side.release(lease)
             return _Turn()
         objective = find_objective(_objective_of(side))
-        threadpool_limits(1)  # as many workers as cores: more threads in each only get in each other's way
+        one_thread()
         keep_every = self._job.settings.keep_seconds
         try:
             return _Turn(run_leased(side, lease, objective, stopping, keep_every=keep_every))

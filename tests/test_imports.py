@@ -1,0 +1,60 @@
+"""What importing us costs and what comes with it, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from installed import install
+
+
+def said(script: str, folder: Path) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "slow", ["scipy.stats", "scipy.optimize", "sklearn", "alembic.script", "plotly.graph_objs"]
+)
+def test_what_only_some_need_is_not_imported(slow: str, tmp_path: Path) -> None:
+    assert said(f"import sys, tuner; print({slow!r} in sys.modules)", tmp_path) == "False"
+
+
+def test_one_thread_holds_for_all_that_a_sampler_loads_later(tmp_path: Path) -> None:
+    script = """
+from threadpoolctl import threadpool_info, threadpool_limits
+threadpool_limits(2)
+from tuner.executors import one_thread
+one_thread()
+import scipy.linalg, scipy.optimize, scipy.stats
+print({pool["num_threads"] for pool in threadpool_info()}, len(threadpool_info()) > 1)
+"""
+    assert said(script, tmp_path) == "{1} True"
+
+
+def test_an_objective_installed_meanwhile_is_found(tmp_path: Path) -> None:
+    for folder in ("elsewhere", "packages"):
+        (tmp_path / folder).mkdir()
+    install(tmp_path / "elsewhere", "later", "from objectives.functions import branin as later", "")
+    script = """
+import importlib, os, sys
+from tuner.catalogue import find_objective, objective_names
+sys.path.append("packages")
+assert "later" not in objective_names()
+for name in os.listdir("elsewhere"):
+    os.rename(f"elsewhere/{name}", f"packages/{name}")
+importlib.invalidate_caches()
+print(find_objective("later").name)
+"""
+    assert said(script, tmp_path) == "branin"

@@ -149,7 +149,7 @@ def _studies(views: list[StudyView], count: int, ids: Mapping[str, int]) -> Html
     lines = [_study(view, ids) for view in views]
     older = f"The newest {len(views)} of {count:,}; the others are listed by GET /v1/studies."
     note = tag("p", older, class_="note") if count > len(views) else ""
-    return tag("section", data_table(titles, lines), note)
+    return tag("section", data_table(titles, lines), note, class_="studies")
 
 
 def _study(view: StudyView, ids: Mapping[str, int]) -> list[str]:
@@ -170,8 +170,8 @@ def _study(view: StudyView, ids: Mapping[str, int]) -> list[str]:
 def _working(working: list[Working], ids: Mapping[str, int]) -> Html:
     if not working:
         return titled("Running", tag("p", "No worker has a trial in hand.", class_="quiet"))
-    lines = [[_link(one.study, ids), str(one.number), str(one.epochs)] for one in working]
-    return titled("Running", data_table(("study", "trial", "epochs"), lines))
+    lines = [[_link(one.study, ids), str(one.number), str(one.epochs), one.owner] for one in working]
+    return titled("Running", data_table(("study", "trial", "epochs", "worker"), lines, numbers=False))
 
 
 def _link(study: str, ids: Mapping[str, int]) -> str:
@@ -270,6 +270,7 @@ button {
 }
 button:hover { border-color: var(--soft); }
 :focus-visible { outline: 2px solid var(--soft); outline-offset: 2px; }
+.studies .numbers :is(td, thead th):nth-child(-n+4) { text-align: left; }
 .notable { color: var(--warn); }
 .login { max-width: 28rem; }
 .login form { display: grid; gap: .5rem; }
@@ -281,5 +282,5 @@ button:hover { border-color: var(--soft); }
   margin-top: .5rem; padding: .6rem; background: var(--ink); color: var(--paper); border-color: var(--ink);
 }
 .login label { font-size: .9rem; font-weight: 600; }
-@media (max-width: 46rem) { nav .who { margin-left: 0; } nav form { margin-left: auto; } }
+@media (max-width: 46rem) { nav form { margin-left: auto; } nav .who { order: 1; width: 100%; margin: 0; } }
 """

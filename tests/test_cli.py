@@ -156,7 +156,8 @@ def test_looking_at_a_database_that_is_not_there_makes_none(tuner: Tuner, tmp_pa
         code, _, err = tuner(*arguments, "--storage", "sqlite:///nope.db")
         assert code == 2
         assert (
-            err == "error: there is no database sqlite:///nope.db; `tuner run`, `tuner compare` and `tuner serve` make one\n"
+            err == "error: there is no database sqlite:///nope.db; `tuner run`, `tuner compare` and "
+            "`tuner serve` make one\n"
         )
     assert not (tmp_path / "nope.db").exists()
 

@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 from optuna.trial import TrialState
 
-from tuner import StudyDefinition, StudyManager
+from tuner import ComparisonDefinition, StudyDefinition, StudyManager
 from tuner.service.auth import Tokens
 from tuner.service.identity import Role
 from tuner.service.serve import Settings, service
@@ -29,6 +29,21 @@ DEFINITION: dict[str, Any] = {
     "space": {"x": {"low": 0.0, "high": 1.0}, "y": {"low": 0.0, "high": 1.0}},
     "sampler": {"name": "random"},
     "budget": {"trials": 20},
+}
+
+COMPARISON: dict[str, Any] = {
+    "name": "samplers",
+    "objective": "branin",
+    "fixed": {"epochs": 2},
+    "space": {"x0": {"low": -5, "high": 10}, "x1": {"low": 0, "high": 15}},
+    "budget": {"trials": 4},
+    "comparison": {
+        "seeds": 2,
+        "arms": [
+            {"name": "random", "sampler": {"name": "random"}},
+            {"name": "sobol", "sampler": {"name": "sobol"}},
+        ],
+    },
 }
 
 UNAUTHORIZED = "Failed to load resource: the server responded with a status of 401 (Unauthorized)"
@@ -53,6 +68,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         _some_trials(manager)
         manager.create(StudyDefinition.parse({**DEFINITION, "name": "team-a.later"}))
         manager.pause("team-a.later")
+        manager.compare(ComparisonDefinition.parse(COMPARISON), executor="threads")
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         config = uvicorn.Config(
             service(manager, tokens, Settings()), log_config=None, lifespan="on", ws="none"
@@ -143,6 +159,22 @@ def test_log_in_list_study_and_log_out(visit: Callable[..., Any], served: Served
     assert outside == []
     assert served.tokens.verify(token) is not None
     assert info.revoked is None
+
+
+def test_a_comparisons_report_is_a_click_away(visit: Callable[..., Any]) -> None:
+    seen = visit("/", Role.VIEWER)
+    page = seen.page
+    row = page.get_by_role("row").filter(has_text="samplers").first.inner_text().split()
+    assert row == ["samplers", "random,", "sobol", "2", "4", "of", "4"]
+    assert not page.get_by_text("samplers.sobol.seed-1").is_visible()
+    page.get_by_text("Their studies (4)").click()
+    assert page.get_by_text("samplers.sobol.seed-1").is_visible()
+    picture(page, "service-comparisons")
+    page.get_by_role("link", name="samplers", exact=True).click()
+    page.wait_for_selector("#best-by-trials .scatterlayer path.js-line")
+    assert page.url.endswith("/v1/comparisons/samplers/report")
+    picture(page, "service-report")
+    assert seen.errors == []
 
 
 def test_after_the_log_in_one_is_where_one_wanted_to_be(visit: Callable[..., Any]) -> None:

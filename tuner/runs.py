@@ -37,11 +37,12 @@ _trials = cast("sa.Table", models.TrialModel.__table__)
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """A trial that a worker has in hand. `epochs` is what it has reported so far."""
+    """A trial that a worker has in hand. `epochs` is what it has reported so far; `owner` the worker, for people."""
 
     study: str
     number: int
     epochs: int
+    owner: str = ""
 
 
 class Runs:
@@ -95,7 +96,7 @@ class Runs:
             leased = self._leased_in(session, {row.study_name: row.study_id for row in trials})
         held = {row.trial_id: row for _, row in leased if not row.is_lost}
         return [
-            Working(row.study_name, row.number, held[row.trial_id].epochs)
+            Working(row.study_name, row.number, held[row.trial_id].epochs, short(held[row.trial_id].owner))
             for row in trials
             if row.trial_id in held
         ]
@@ -155,6 +156,10 @@ def _is_renewed(before: HeldLease, now: HeldLease) -> bool:
 
 
 def short(owner: str) -> str:
-    """An owner for people: its host's name and process id."""
+    """An owner for people: its host's name and process id; of who came over HTTP, its token's name and own."""
     parsed = Owner.parse(owner)
-    return owner if parsed is None else f"process {parsed.pid} on {parsed.host.partition(':')[0]}"
+    return (
+        owner.removeprefix("http:")
+        if parsed is None
+        else f"process {parsed.pid} on {parsed.host.partition(':')[0]}"
+    )

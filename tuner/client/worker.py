@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
 from tuner.ask_tell import Lease
 from tuner.catalogue import find_objective, objective_names
 from tuner.client.client import FAILURES_IN_A_ROW, KEEP_SECONDS, Waiting, failed_too_often

@@ -21,9 +21,11 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuner.service.identity import Identity, Role
+from tuner.service.large_studies import Documents
 from tuner.service.refusal import RefusedError
 from tuner.storage import Database, Mode, cached
 from tuner.trial_run import RECORDS
@@ -34,6 +36,8 @@ BODY_BYTES = 256 * 1024
 
 THREADS = 6
 """So many of its answers are made at once."""
+
+STUDY = r"/api/studies/([0-9]{1,9})"
 
 ARTIFACT_POLICY = "sandbox; default-src 'none'; frame-ancestors 'none'"
 
@@ -61,8 +65,9 @@ class Dashboard:
 
     def __init__(self, database: Database, *, artifact_store: Any = None) -> None:
         self._database = database
-        bottle = optuna_dashboard.wsgi(storage=cached(database), artifact_store=artifact_store)
-        self._app: ASGIApp = WSGIMiddleware(_quiet(bottle), workers=THREADS)  # type: ignore[assignment]
+        bottle = _quiet(optuna_dashboard.wsgi(storage=cached(database), artifact_store=artifact_store))
+        self._app: ASGIApp = WSGIMiddleware(bottle, workers=THREADS)  # type: ignore[assignment]
+        self.documents = Documents(bottle, database)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, who: Identity) -> None:
         """Answer `who`.
@@ -82,6 +87,12 @@ class Dashboard:
             scope, receive = await self._checked(scope, receive, who)
         elif scope["path"].startswith("/artifacts/"):
             send = _as_attachment(send)
+        elif (
+            scope["query_string"] == b"after=0" and (found := re.fullmatch(STUDY, scope["path"])) is not None
+        ):
+            status, body = await run_in_threadpool(self.documents.get, int(found[1]))
+            await Response(body, status, media_type="application/json")(scope, receive, send)
+            return
         await self._app(_with_header(scope, "accept-encoding", "identity"), receive, send)
 
     async def _checked(self, scope: Scope, receive: Receive, who: Identity) -> tuple[Scope, Receive]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import parse_qs, urlsplit
 
+from optuna.study._frozen import FrozenStudy
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from tuner.definition import ComparisonDefinition
 from tuner.ledger import ARCHIVED
 from tuner.manager import StudyManager
 from tuner.markup import STYLE, Html, data_table, tag, titled
@@ -30,6 +32,8 @@ SECONDS = 20.0
 
 SHOWN = 200
 """So many studies, the newest."""
+
+STUDY_COLUMNS = ("study", "state", "objective", "sampler", "trials", "running", "pruned", "failed", "best")
 
 Page = Callable[[Request], Awaitable[Response]]
 
@@ -113,17 +117,57 @@ class Pages:
         return _html(await self._threads.run(self._overview_page, who))
 
     def _overview_page(self, who: Identity) -> str:
+        manager = self._manager
         found = [
             study
-            for study in reversed(self._manager.all_studies())
+            for study in reversed(manager.all_studies())
             if who.sees(study.study_name) and not study.user_attrs.get(ARCHIVED)
         ]
         # a token for some studies may not see the dashboard
         ids = {} if who.prefix else {study.study_name: study._study_id for study in found}
-        views = [study_view(self._manager, study) for study in found[:SHOWN]]
-        working = self._manager.working([study.study_name for study in found])
-        body = tag("main", _head(who), _studies(views, len(found), ids), _working(working, ids))
+        compared = [manager.comparison(name) for name in manager.comparison_names() if who.sees(name)]
+        members = {member.definition.name for definition in compared for member in definition.members}
+        alone = [study for study in found if study.study_name not in members]
+        in_one = [study for study in found if study.study_name in members]
+        body = tag(
+            "main",
+            _head(who),
+            tag("section", self._studies(alone, ids), class_="studies"),
+            self._comparisons(compared, in_one, ids),
+            _working(manager.working([study.study_name for study in found]), ids),
+        )
         return document("tuner: studies", body)
+
+    def _studies(self, studies: Sequence[FrozenStudy], ids: Mapping[str, int]) -> Html:
+        if not studies:
+            return tag("p", "None, but for those of comparisons." if ids else "None yet.", class_="quiet")
+        lines = [_study(study_view(self._manager, study), ids) for study in studies[:SHOWN]]
+        older = f"The newest {SHOWN} of {len(studies):,}; the others are listed by GET /v1/studies."
+        note = tag("p", older, class_="note") if len(studies) > SHOWN else ""
+        return Html(data_table(STUDY_COLUMNS, lines) + note)
+
+    def _comparisons(
+        self,
+        compared: Sequence[ComparisonDefinition],
+        members: Sequence[FrozenStudy],
+        ids: Mapping[str, int],
+    ) -> Html:
+        if not compared:
+            return Html("")
+        lines = []
+        for definition in compared:
+            done = sum(is_finished for _, is_finished in self._manager.progress(definition))
+            report = tag("a", definition.name, href=f"/v1/comparisons/{definition.name}/report")
+            arms = ", ".join(arm.name for arm in definition.comparison.arms)
+            seeds = str(definition.comparison.seeds)
+            lines.append([report, arms, seeds, f"{done} of {len(definition.members)}"])
+        titles = ("comparison", "arms", "seeds", "studies finished")
+        summary = tag("summary", f"Their studies ({len(members):,})")
+        return titled(
+            "Comparisons",
+            data_table(titles, lines, numbers=False),
+            tag("details", summary, self._studies(members, ids), class_="studies") if members else "",
+        )
 
 
 def _head(who: Identity) -> Html:
@@ -140,16 +184,6 @@ def _head(who: Identity) -> Html:
         ),
         tag("h1", "Studies"),
     )
-
-
-def _studies(views: list[StudyView], count: int, ids: Mapping[str, int]) -> Html:
-    if not views:
-        return tag("section", tag("p", "No studies yet.", class_="quiet"))
-    titles = ("study", "state", "objective", "sampler", "trials", "running", "pruned", "failed", "best")
-    lines = [_study(view, ids) for view in views]
-    older = f"The newest {len(views)} of {count:,}; the others are listed by GET /v1/studies."
-    note = tag("p", older, class_="note") if count > len(views) else ""
-    return tag("section", data_table(titles, lines), note)
 
 
 def _study(view: StudyView, ids: Mapping[str, int]) -> list[str]:
@@ -170,8 +204,8 @@ def _study(view: StudyView, ids: Mapping[str, int]) -> list[str]:
 def _working(working: list[Working], ids: Mapping[str, int]) -> Html:
     if not working:
         return titled("Running", tag("p", "No worker has a trial in hand.", class_="quiet"))
-    lines = [[_link(one.study, ids), str(one.number), str(one.epochs)] for one in working]
-    return titled("Running", data_table(("study", "trial", "epochs"), lines))
+    lines = [[_link(one.study, ids), str(one.number), str(one.epochs), one.owner] for one in working]
+    return titled("Running", data_table(("study", "trial", "epochs", "worker"), lines, numbers=False))
 
 
 def _link(study: str, ids: Mapping[str, int]) -> str:
@@ -270,6 +304,8 @@ button {
 }
 button:hover { border-color: var(--soft); }
 :focus-visible { outline: 2px solid var(--soft); outline-offset: 2px; }
+.studies .numbers :is(td, thead th):nth-child(-n+4) { text-align: left; }
+details .scroll { margin-top: .75rem; }
 .notable { color: var(--warn); }
 .login { max-width: 28rem; }
 .login form { display: grid; gap: .5rem; }
@@ -281,5 +317,5 @@ button:hover { border-color: var(--soft); }
   margin-top: .5rem; padding: .6rem; background: var(--ink); color: var(--paper); border-color: var(--ink);
 }
 .login label { font-size: .9rem; font-weight: 600; }
-@media (max-width: 46rem) { nav .who { margin-left: 0; } nav form { margin-left: auto; } }
+@media (max-width: 46rem) { nav form { margin-left: auto; } nav .who { order: 1; width: 100%; margin: 0; } }
 """

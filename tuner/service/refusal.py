@@ -16,8 +16,15 @@ __all__ = ["PAGE_POLICY", "STYLE_PATH", "RefusedError", "document", "refusal", "
 
 STYLE_PATH = "/style.css"
 
+ICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+    "%3Cpath d='M1 2C4 14 7 14 8 14S12 14 15 5' fill='none' stroke='%230072b2' stroke-width='2'/%3E"
+    "%3Ccircle cx='8' cy='14' r='2' fill='%23d55e00'/%3E%3C/svg%3E"
+)
+"""A curve and its minimum. In the page, as the dashboard's own icon needs a login."""
+
 PAGE_POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
 """The policy of our pages: they have no scripts."""
@@ -48,7 +55,7 @@ def refusal(scope: Scope, refused: RefusedError) -> Response:
             "main",
             tag("p", str(refused.status), class_="eyebrow"),
             tag("h1", title),
-            tag("p", refused.detail),
+            tag("p", f"{refused.detail[:1].upper()}{refused.detail[1:]}."),
             tag("p", tag("a", "To the studies", href="/")),
         )
         return HTMLResponse(document(title, body), refused.status, _page_headers(refused))
@@ -76,6 +83,7 @@ def document(title: str, body: Html) -> str:
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", title),
         tag("link", rel="stylesheet", href=STYLE_PATH),
+        tag("link", rel="icon", href=ICON),
     )
     return f"<!DOCTYPE html>\n{tag('html', head, tag('body', body), lang='en')}\n"
 

@@ -113,9 +113,12 @@ def work(
     with tempfile.TemporaryDirectory(prefix="tuner-worker-") as folder, threadpool_limits(1):
         job = _Job(settings, objectives, Path(folder, "stop"))
         loop = _Loop(job, workers, idle, on_outcome, on_news)
-        while loop.goes_on:
-            with open_pool(workers) as pool:
-                loop.run_in(pool)
+        try:
+            while loop.goes_on:
+                with open_pool(workers) as pool:
+                    loop.run_in(pool)
+        finally:
+            _disconnect(job)
 
 
 def _loadable(on_news: Callable[[str], None]) -> tuple[str, ...]:
@@ -167,6 +170,10 @@ class _Connection:
         self._job, self._transport = job, job.settings.transport()
         self._studies: dict[str, RemoteAskTell] = {}
         self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the way to the service."""
+        self._transport.close()
 
     def take_turn(self) -> _Turn:
         """Ask for a trial and run it."""
@@ -221,9 +228,25 @@ class _Connection:
             return self._studies[name]
 
 
-@functools.lru_cache(maxsize=4)
-def _connection(job: _Job, _pid: int) -> _Connection:
-    return _Connection(job)
+_connections: dict[tuple[_Job, int], _Connection] = {}
+"""Of this process, by job; under another id after a fork, as what is open cannot be shared."""
+
+_connecting = threading.Lock()
+
+
+def _connection(job: _Job) -> _Connection:
+    with _connecting:
+        key = (job, os.getpid())
+        if key not in _connections:
+            _connections[key] = _Connection(job)
+        return _connections[key]
+
+
+def _disconnect(job: _Job) -> None:
+    """Close what tasks of this process have opened."""
+    with _connecting:
+        if (connection := _connections.pop((job, os.getpid()), None)) is not None:
+            connection.close()
 
 
 def _take_turn(job: _Job, _task: int) -> _Turn:
@@ -231,7 +254,7 @@ def _take_turn(job: _Job, _task: int) -> _Turn:
     if job.is_stopping:
         return _Turn()
     try:
-        return _connection(job, os.getpid()).take_turn()
+        return _connection(job).take_turn()
     except TunerError:
         raise
     except Exception as error:  # noqa: BLE001

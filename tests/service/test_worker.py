@@ -263,6 +263,7 @@ def test_the_command_ends_with_its_study(tmp_path: Path, served: Served) -> None
     ],
 )
 def test_mistakes_of_the_command_are_one_line(
+    *,
     tmp_path: Path,
     served: Served,
     monkeypatch: pytest.MonkeyPatch,

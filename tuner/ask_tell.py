@@ -36,7 +36,7 @@ from tuner.ledger import ENDED_BY_HAND, Command, Ending, HeldLease, Ledger, Owne
 from tuner.samplers import HeldWrites, Segment, StudyView, build_sampler, segment_of
 from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, in_turn, patiently
 
-__all__ = ["Answer", "AskTell", "Lease", "Reply"]
+__all__ = ["Answer", "AskTell", "Lease", "Reply", "has_budget"]
 
 ENQUEUED = "tuner:enqueued:"
 """Begins the system attribute that names the request by which a trial was enqueued."""
@@ -556,18 +556,13 @@ class AskTell:
         return self.study._study_id
 
     def _is_exhausted(self, spent: Spent) -> bool:
-        budget = self.definition.budget
-        return (budget.epochs is not None and spent.epochs >= budget.epochs) or (
-            budget.seconds is not None and spent.seconds >= budget.seconds
-        )
+        return _is_exhausted(self.definition, spent)
 
     def _allows_trial(self, spent: Spent) -> bool:
         return spent.state is StudyState.OPEN and self._has_budget(spent)
 
     def _has_budget(self, spent: Spent) -> bool:
-        return not self._is_exhausted(spent) and (
-            self._trial_limit is None or spent.trials < self._trial_limit
-        )
+        return has_budget(self.definition, spent, self._trial_limit)
 
     def _as_granted(
         self, owner: str, trial_id: int, fence: int, attempt: int, ending: Ending | None
@@ -881,6 +876,18 @@ class AskTell:
         trial = _running_trial(lease.trial_id, lease.number, lease.params, lease.distributions, attrs)
         trial.intermediate_values = dict(lease.values)
         return trial
+
+
+def has_budget(definition: StudyDefinition, spent: Spent, trial_limit: int | None) -> bool:
+    """Whether a study that has `spent` may begin another trial; `trial_limit` is the definition's `trials`."""
+    return not _is_exhausted(definition, spent) and (trial_limit is None or spent.trials < trial_limit)
+
+
+def _is_exhausted(definition: StudyDefinition, spent: Spent) -> bool:
+    budget = definition.budget
+    return (budget.epochs is not None and spent.epochs >= budget.epochs) or (
+        budget.seconds is not None and spent.seconds >= budget.seconds
+    )
 
 
 @dataclass(slots=True)

@@ -15,10 +15,11 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.orm import Session as OpenSession
 
 from objectives.epoch import Epoch, Objective
 from tuner.adjustment import check_adjustment, login
-from tuner.ask_tell import AskTell
+from tuner.ask_tell import AskTell, has_budget
 from tuner.catalogue import find_objective, missing_attributes
 from tuner.caviar import run_studies
 from tuner.comparison import ComparisonResult, read_comparison
@@ -26,18 +27,22 @@ from tuner.definition import Budget, ComparisonDefinition, StudyDefinition, find
 from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
 from tuner.executors import Where, find_executor
 from tuner.explain import near_miss
-from tuner.ledger import ARCHIVED, Ledger, StudyState
+from tuner.ledger import ARCHIVED, COMPARISON, Ledger, Spent, StudyState
 from tuner.panda import Session
 from tuner.population import Stretch, lineage, require_whole_trainings
 from tuner.runs import Runs, Working
 from tuner.samplers import build_sampler
 from tuner.schema import absolute, open_storage
 from tuner.storage import DEFAULT_URL, Database, Mode, cached, patiently, safe_url
+from tuner.transfer import StudyDocument, dump, trials_of
 from tuner.trial_run import Function, Outcome, run_trial
 
 __all__ = ["StudyManager", "StudySummary"]
 
 DEFINITION = "tuner:definition"
+
+COMPARISON_DOCUMENT = "tuner:comparison:"
+"""Begins the attribute of a comparison's first study that holds its definition; the name follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +126,23 @@ class StudyManager:
             NotFoundError: there is no such objective.
         """
         definition = definition.study
+        self._check(definition)
+        try:
+            with self._ledger.transaction() as session:
+                self._create(session, definition, attrs or {})
+        except optuna.exceptions.DuplicatedStudyError:
+            self._check_same(definition)
+            return False
+        return True
+
+    def _check(self, definition: StudyDefinition) -> None:
+        """See that a study can be, before anything is written."""
         definition.check_objective()
-        build_sampler(definition.sampler, definition.context)  # before anything is written
-        attrs = {
-            **(attrs or {}),
+        build_sampler(definition.sampler, definition.context)
+
+    def _create(self, session: OpenSession, definition: StudyDefinition, attrs: Mapping[str, Any]) -> int:
+        """Create a study with its books; its id."""
+        described = {
             DEFINITION: definition.dump(full=True),
             "objective": definition.objective,
             "sampler": definition.sampler.name,
@@ -132,14 +150,22 @@ class StudyManager:
             "seed": definition.seed,
         }
         direction = optuna.study.StudyDirection[definition.direction.upper()]
-        try:
-            with self._ledger.transaction() as session:
-                study_id = self._database.create_study(session, definition.name, direction, attrs)
-                self._ledger.open_study(session, study_id)
-        except optuna.exceptions.DuplicatedStudyError:
-            self._check_same(definition)
-            return False
-        return True
+        study_id = self._database.create_study(session, definition.name, direction, {**attrs, **described})
+        self._ledger.open_study(session, study_id)
+        return study_id
+
+    def _ensure_member(self, definition: StudyDefinition, attrs: Mapping[str, Any]) -> None:
+        """See that a study of a comparison is there, and says that it is one."""
+        if self.ensure(definition, attrs):
+            return
+        study = self.load(definition.name)
+        before = study.user_attrs
+        for (
+            key,
+            value,
+        ) in attrs.items():  # it was made before comparisons were noted, or this one has more seeds
+            if before.get(key) != value:
+                study.set_user_attr(key, value)
 
     def open(self, name: str) -> optuna.Study:
         """A plain `optuna.Study`, with its sampler and pruner where it has a definition of ours.
@@ -253,8 +279,117 @@ class StudyManager:
         errors are those of `run`.
         """
         members = [member.definition for member in definition.members]
-        self._run(members, objective, workers=workers, per_study=1, executor=executor, on_outcome=on_outcome)
+        self._run(
+            members,
+            objective,
+            workers=workers,
+            per_study=1,
+            executor=executor,
+            on_outcome=on_outcome,
+            attrs=_member_attrs(definition),
+        )
         return self.result(definition)
+
+    def create_comparison(self, definition: ComparisonDefinition) -> bool:
+        """See that all studies of a comparison are there, for workers anywhere to run; whether it is new.
+
+        Raises:
+            ConflictError: there is another comparison of this name, or a study that is another's.
+            DefinitionError: an objective does not accept it, or a study has no budget.
+            NotFoundError: there is no such objective.
+        """
+        is_new = definition.name not in self.comparison_names()
+        if not is_new and self.comparison(definition.name) != definition:
+            raise ConflictError(
+                f"there is a comparison {definition.name!r} already, which is another; use another name"
+            )
+        definition.check_objective()
+        members, there = [member.definition for member in definition.members], self.all_studies()
+        names = {study.study_name for study in there}
+        for member in members:  # all checks before the first study is there
+            _require_budget(member)
+            build_sampler(member.sampler, member.context)
+            if member.name in names:
+                self._check_same(member)
+        attrs = _member_attrs(definition)
+        for member in members:
+            self._ensure_member(member, attrs[member.name])
+        return is_new
+
+    @patiently
+    def comparison_names(self) -> list[str]:
+        """The names of the comparisons in the database, sorted."""
+        with self._ledger.transaction(Mode.READ) as session:
+            keys = self._database.study_attr_keys(session, COMPARISON_DOCUMENT)
+        return sorted(key.removeprefix(COMPARISON_DOCUMENT) for key in keys)
+
+    @patiently
+    def comparison(self, name: str) -> ComparisonDefinition:
+        """The definition of a comparison that was made in this database.
+
+        Raises:
+            NotFoundError: there is none of this name.
+        """
+        with self._ledger.transaction(Mode.READ) as session:
+            document = self._database.study_attr(session, f"{COMPARISON_DOCUMENT}{name}")
+        if document is None:
+            hint = near_miss(name, self.comparison_names())
+            raise NotFoundError(f"no comparison is named {name!r} in {safe_url(self.url)}{hint}")
+        return ComparisonDefinition.model_validate(document)
+
+    @patiently
+    def progress(self, definition: ComparisonDefinition) -> list[tuple[Spent, bool]]:
+        """What each member of a comparison has spent, in their order, and whether it has no trial left."""
+        ids = {study.study_name: study._study_id for study in self.all_studies()}
+        found = []
+        with self._ledger.transaction(Mode.READ) as session:
+            for member in definition.members:
+                study_id = ids.get(member.definition.name)
+                if study_id is None:
+                    found.append((Spent(), False))
+                    continue
+                spent = self._ledger.spent(session, study_id)
+                has_more = has_budget(member.definition, spent, member.definition.trials)
+                found.append((spent, not has_more and not self._ledger.is_unfinished(session, study_id)))
+        return found
+
+    @patiently
+    def export_study(self, name: str) -> dict[str, Any]:
+        """A study with all of its trials as one document in plain types, see `tuner.transfer`.
+
+        Raises:
+            NotFoundError: there is no such study, or it was not made from a definition.
+        """
+        definition, study = self.definition(name), self.load(name)
+        with self._ledger.transaction(Mode.READ) as session:
+            spent = self._ledger.spent(session, study._study_id)
+            trials = study.get_trials(deepcopy=False)
+        return dump(definition, trials, spent)
+
+    @patiently
+    def import_study(self, document: StudyDocument) -> None:
+        """Make the study that a document describes, with its trials, in one transaction.
+
+        Raises:
+            ConflictError: there is a study of this name.
+            DefinitionError: a trial breaks a rule, or the objective does not accept the definition.
+            NotFoundError: there is no such objective.
+        """
+        definition, trials = document.definition, trials_of(document)
+        self._check(definition)
+        ended = sum(trial.state.is_finished() for trial in trials)
+        epochs, seconds = document.spent.epochs, document.spent.seconds
+        try:
+            with self._ledger.transaction() as session:
+                study_id = self._create(session, definition, {})
+                self._database.add_trials(session, study_id, trials)
+                self._ledger.spend(
+                    session, study_id, trials=ended, ended=ended, epochs=epochs, seconds=seconds
+                )
+        except optuna.exceptions.DuplicatedStudyError:
+            raise ConflictError(
+                f"there is a study {definition.name!r} already; nothing was imported"
+            ) from None
 
     def panda(
         self,
@@ -469,6 +604,7 @@ class StudyManager:
         per_study: int,
         executor: Where | None,
         on_outcome: Callable[[Outcome], None],
+        attrs: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         if workers < 1:
             raise DefinitionError(f"workers must be at least 1; got {workers}")
@@ -478,9 +614,12 @@ class StudyManager:
         for definition in definitions:  # all checks before the first study is there
             _check_runnable(definition, objective)
         for definition in definitions:
-            self.create(definition)
+            self._ensure_member(definition, (attrs or {}).get(definition.name, {}))
+        names = [definition.name for definition in definitions]
+        if all(self.state(name) is not StudyState.OPEN for name in names):
+            self._require_run(names)  # else it would wait for trials in the hands of others
         run_studies(
-            [definition.name for definition in definitions],
+            names,
             _OpenStudy(absolute(self.url), objective),
             self._ledger,
             workers=workers,
@@ -488,7 +627,7 @@ class StudyManager:
             executor=executor,
             on_outcome=on_outcome,
         )
-        self._require_run([definition.name for definition in definitions])
+        self._require_run(names)
 
     def _require_run(self, names: Sequence[str]) -> None:
         """See that no study was left unfinished because it is paused, stopped or archived.
@@ -534,8 +673,7 @@ class StudyManager:
 
 
 def _check_runnable(definition: StudyDefinition, objective: Objective | Function | None) -> None:
-    if definition.budget == Budget():
-        raise DefinitionError(f"{definition.name}: budget: give trials, epochs or seconds; got none")
+    _require_budget(definition)
     if objective is None:
         _objective_name(definition)
     elif isinstance(objective, Objective):
@@ -545,6 +683,19 @@ def _check_runnable(definition: StudyDefinition, objective: Objective | Function
         raise DefinitionError(f"{kind} is no objective: it has no {missing_attributes(objective)}")
     else:
         require_whole_trainings(definition, "a plain function")
+
+
+def _require_budget(definition: StudyDefinition) -> None:
+    if definition.budget == Budget():
+        raise DefinitionError(f"{definition.name}: budget: give trials, epochs or seconds; got none")
+
+
+def _member_attrs(definition: ComparisonDefinition) -> dict[str, dict[str, Any]]:
+    """What each study of a comparison says of it, by its name: the first keeps the whole definition."""
+    names = [member.definition.name for member in definition.members]
+    attrs: dict[str, dict[str, Any]] = {name: {COMPARISON: definition.name} for name in names}
+    attrs[names[0]][f"{COMPARISON_DOCUMENT}{definition.name}"] = definition.dump(full=True)
+    return attrs
 
 
 def _objective_of_epochs(definition: StudyDefinition, given: Objective | None) -> Objective:

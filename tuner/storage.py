@@ -365,6 +365,39 @@ class Database(RDBStorage):
         session.execute(sa.insert(_STUDY_ATTRS), rows)
         return study_id
 
+    def study_attr_keys(self, session: Session, prefix: str) -> list[str]:
+        """The keys of all studies' user attributes that begin with `prefix`."""
+        key = _STUDY_ATTRS.c.key
+        return list(session.scalars(sa.select(key).where(key.startswith(prefix, autoescape=True))))
+
+    def study_attr(self, session: Session, key: str) -> Any:
+        """The value of the first study's user attribute that has this key; None if no study has one."""
+        columns = _STUDY_ATTRS.c
+        query = sa.select(columns.value_json).where(columns.key == key).order_by(columns.study_id).limit(1)
+        found = session.scalar(query)
+        return None if found is None else json.loads(found)
+
+    def add_trials(self, session: Session, study_id: int, trials: Sequence[FrozenTrial]) -> None:
+        """Add trials to a study that has none, numbered as they are, with all that belongs to them."""
+        insert = sa.insert(_TRIALS).returning(_TRIALS.c.trial_id, sort_by_parameter_order=True)
+        for first in range(0, len(trials), MANY):
+            block = trials[first : first + MANY]
+            rows = [
+                {
+                    "study_id": study_id,
+                    "number": trial.number,
+                    "state": trial.state,
+                    "datetime_start": trial.datetime_start,
+                    "datetime_complete": trial.datetime_complete,
+                }
+                for trial in block
+            ]
+            ids = session.scalars(insert, rows).all()
+            for table, make in _ROWS_OF.items():
+                found = [row for i, trial in zip(ids, block, strict=True) for row in make(i, trial)]
+                if found:
+                    session.execute(sa.insert(table), found)
+
     def lock_study(self, session: Session, study_id: int) -> None:
         """Let no other transaction that does the same go on before this one ends: numbers are given under this lock.
 
@@ -492,15 +525,7 @@ class Database(RDBStorage):
         distributions: Mapping[str, BaseDistribution],
     ) -> None:
         """Give a trial that has none its parameters."""
-        rows = [
-            {
-                "trial_id": trial_id,
-                "param_name": name,
-                "param_value": distributions[name].to_internal_repr(value),
-                "distribution_json": distribution_to_json(distributions[name]),
-            }
-            for name, value in params.items()
-        ]
+        rows = _param_rows(trial_id, params, distributions)
         if rows:
             session.execute(_NEW_PARAMS, rows)
 
@@ -508,16 +533,11 @@ class Database(RDBStorage):
         """Set `USER_ATTRS` or `SYSTEM_ATTRS` of a trial, replacing those of the same keys."""
         if not attrs:
             return
-        rows = [{"trial_id": trial_id, "key": k, "value_json": _json(v)} for k, v in attrs.items()]
-        session.execute(self._set_attrs[table], rows)
+        session.execute(self._set_attrs[table], _attr_rows(trial_id, attrs))
 
     def report_values(self, session: Session, trial_id: int, values: Mapping[int, float]) -> bool:
         """Add intermediate values by step; False, and nothing is certain, if there was one of these steps already."""
-        rows = []
-        for step, value in values.items():
-            stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
-            row = {"trial_id": trial_id, "step": step, "intermediate_value": stored}
-            rows.append({**row, "intermediate_value_type": kind})
+        rows = _report_rows(trial_id, values)
         return len(session.execute(self._report, rows).all()) == len(rows)
 
     def reports(self, session: Session, trial_id: int) -> dict[int, float]:
@@ -548,10 +568,8 @@ class Database(RDBStorage):
         if session.scalar(_END_TRIAL, ended) is None:
             return False
         self.set_attrs(session, USER_ATTRS, trial_id, user_attrs)
-        for objective, value in enumerate(values or ()):
-            stored, kind = models.TrialValueModel.value_to_stored_repr(value)
-            row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
-            session.execute(_NEW_VALUES, row)
+        if values:
+            session.execute(_NEW_VALUES, _value_rows(trial_id, values))
         return True
 
     def _get_trials(
@@ -719,6 +737,52 @@ def _begin(connection: sa.Connection) -> None:
     assert isinstance(driver, SqliteConnection)
     if not driver.begins_soon():
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _param_rows(
+    trial_id: int, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "trial_id": trial_id,
+            "param_name": name,
+            "param_value": distributions[name].to_internal_repr(value),
+            "distribution_json": distribution_to_json(distributions[name]),
+        }
+        for name, value in params.items()
+    ]
+
+
+def _report_rows(trial_id: int, values: Mapping[int, float]) -> list[dict[str, Any]]:
+    rows = []
+    for step, value in values.items():
+        stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+        row = {"trial_id": trial_id, "step": step, "intermediate_value": stored}
+        rows.append({**row, "intermediate_value_type": kind})
+    return rows
+
+
+def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
+    rows = []
+    for objective, value in enumerate(values):
+        stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+        row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
+        rows.append(row)
+    return rows
+
+
+def _attr_rows(trial_id: int, attrs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"trial_id": trial_id, "key": k, "value_json": _json(v)} for k, v in attrs.items()]
+
+
+_ROWS_OF: dict[sa.Table, Callable[[int, FrozenTrial], list[dict[str, Any]]]] = {
+    _PARAMS: lambda i, trial: _param_rows(i, trial.params, trial.distributions),
+    _VALUES: lambda i, trial: _value_rows(i, trial.values or []),
+    _REPORTS: lambda i, trial: _report_rows(i, trial.intermediate_values),
+    USER_ATTRS: lambda i, trial: _attr_rows(i, trial.user_attrs),
+    SYSTEM_ATTRS: lambda i, trial: _attr_rows(i, trial.system_attrs),
+}
+"""What the tables besides Optuna's table of trials hold of a trial, given its id."""
 
 
 def _json(value: Any) -> str:

@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from tuner.errors import StorageError
 from tuner.manager import StudyManager
 from tuner.schema import HEAD, VERSION_TABLE
-from tuner.service import studies, trials
+from tuner.service import comparisons, studies, trials
 from tuner.service.desk import Desk
 from tuner.service.identity import Role, needs
 from tuner.service.limits import Guard, Limits
@@ -58,7 +58,7 @@ def api(manager: StudyManager, *, reap_seconds: float = 5.0, answer_seconds: flo
     )
     app.state.desk = front_desk
     answer_problems(app)
-    for router in (studies.router, trials.router):
+    for router in (comparisons.router, studies.router, trials.router):
         app.include_router(router)
     _add_own_pages(app, metrics)
     # the last is the outermost

@@ -26,6 +26,9 @@ BODY_BYTES = 2**20
 LARGE_BYTES = 16 * 2**20
 """Of a checkpoint, and of a study that is imported."""
 
+PROBE_SECONDS = 1.0
+"""Within so long a database shows that it is there, where an answer takes long."""
+
 DEPTH = 32
 KEYS = 20_000
 LARGE_KEYS = 1_000_000
@@ -120,7 +123,9 @@ class Guard:
 
     async def _database_answers(self) -> bool:
         # threads of its own: those of requests may all be waiting for the database
-        return await anyio.to_thread.run_sync(self._is_ready, abandon_on_cancel=True, limiter=_probes())
+        with anyio.move_on_after(PROBE_SECONDS):
+            return await anyio.to_thread.run_sync(self._is_ready, abandon_on_cancel=True, limiter=_probes())
+        return False
 
 
 _LIMITER: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("tuner_probes")

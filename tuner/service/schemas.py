@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from tuner.samplers import ENDED_WITH
 from tuner.space import Choice
+from tuner.transfer import check_attributes
 
 __all__ = [
     "Adjust",
@@ -25,8 +25,6 @@ __all__ = [
     "ComparisonBrief",
     "ComparisonView",
     "Comparisons",
-    "Document",
-    "DocumentTrial",
     "Empty",
     "Ended",
     "Enqueue",
@@ -73,41 +71,12 @@ def number_of(written: float | str) -> float:
     return float(written)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-_KINDS: dict[str, tuple[str, Any]] = {
-    "training_seconds": ("a number", _is_number),
-    "adjustments": (
-        "a list of adjustments",
-        lambda value: isinstance(value, list) and all(map(_is_made, value)),
-    ),
-    ENDED_WITH: (
-        "hyperparameters",
-        lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
-    ),
-}
-"""What attributes that we read ourselves must be."""
-
-
-def _is_made(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("epoch"), int)
-        and isinstance(entry.get("name"), str)
-        and {"old", "new", "by", "at"} <= entry.keys()
-    )
-
-
 def _check_attrs(attrs: dict[str, JsonValue]) -> dict[str, JsonValue]:
     if len(attrs) > ATTRS:
         raise ValueError(f"there may be at most {ATTRS} attributes; got {len(attrs)}")
     if (size := len(json.dumps(attrs))) > ATTRS_BYTES:
         raise ValueError(f"attributes may take at most {ATTRS_BYTES} bytes; got {size}")
-    for name, (kind, is_one) in _KINDS.items():
-        if name in attrs and not is_one(attrs[name]):
-            raise ValueError(f"attribute {name!r} must be {kind}")
+    check_attributes(attrs)
     return attrs
 
 
@@ -378,38 +347,6 @@ class Studies(BaseModel):
 
     studies: list[StudyView]
     next_page_token: str | None
-
-
-class DocumentTrial(_Body):
-    """A trial of a study that is carried to another database."""
-
-    state: TrialState
-    values: Annotated[list[Finite | Infinite], Field(min_length=1, max_length=1)] | None = None
-    params: dict[Annotated[str, Field(max_length=512)], Choice] = {}
-    distributions: dict[Annotated[str, Field(max_length=512)], dict[str, JsonValue]] = {}
-    user_attrs: dict[Annotated[str, Field(min_length=1, max_length=512)], JsonValue] = {}
-    fixed_params: dict[Annotated[str, Field(max_length=512)], Choice] = Field(
-        default={}, description="Of a waiting trial: what it is to begin with."
-    )
-    reports: list[ReportedValue] = []
-    started: Annotated[str, Field(max_length=40)] | None = None
-    ended: Annotated[str, Field(max_length=40)] | None = None
-
-
-class DocumentSpent(_Body):
-    """What a study has used, besides its trials."""
-
-    epochs: Annotated[int, Field(ge=0, le=LARGEST)] = 0
-    seconds: Seconds = 0.0
-
-
-class Document(_Body):
-    """A study with all of its trials, numbered from 0 in their order."""
-
-    format: Literal["tuner-study-1"] = "tuner-study-1"
-    definition: dict[str, JsonValue]
-    spent: DocumentSpent = DocumentSpent()
-    trials: Annotated[list[DocumentTrial], Field(max_length=100_000)]
 
 
 class ComparisonBrief(BaseModel):

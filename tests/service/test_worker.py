@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from served import LossyProxy, Served, told
 
 import tuner.cli
-from tuner import StudyDefinition, StudyManager
+from tuner import ComparisonDefinition, StudyDefinition, StudyManager
 from tuner.client import Client
 from tuner.client.worker import WorkerSettings, work
 from tuner.errors import AccessDeniedError, DefinitionError, NotFoundError, TunerError
@@ -195,6 +195,31 @@ def test_what_a_killed_worker_had_done_is_not_done_again(
         assert (*here[:-1], {**here[-1], **attempts}) == there
     spent = served.manager.ask_tell("walks").spent()
     assert (spent.trials, spent.ended, spent.epochs) == (2, 2, 60)
+
+
+def test_a_worker_runs_a_comparison_as_one_process_does(tmp_path: Path, served: Served) -> None:
+    arms = [{"name": name, "sampler": {"name": name}} for name in ("random", "sobol")]
+    wanted = ComparisonDefinition.parse(
+        {
+            "name": "duel",
+            "objective": "walk",
+            "budget": {"trials": 3},
+            "space": {"x": {"low": 0.0, "high": 1.0}},
+            "comparison": {"seeds": 2, "arms": arms},
+        }
+    )
+    with Client(served.url, "token-of-operator") as client:
+        assert client.compare(wanted)["status"] == "running"
+        work(settings(served), executor="threads", workers=3, idle=0.0)
+        found = client.comparison("duel")
+    assert found["status"] == "finished"
+    with StudyManager(f"sqlite:///{tmp_path}/local.db") as manager:
+        result = manager.compare(wanted)
+        assert found["verdict"] == result.verdict
+        for member in wanted.members:
+            name = member.definition.name
+            remote = [told(trial) for trial in served.manager.load(name).trials]
+            assert remote == [told(trial) for trial in manager.load(name).trials]
 
 
 def test_a_network_that_swallows_answers_changes_no_trial(tmp_path: Path, served: Served) -> None:

@@ -120,10 +120,10 @@ class Keeper:
             )
             self._every = None
             return
-        self._kept = time.monotonic()
         try:
             self._ask_tell.save_checkpoint(self._lease, epoch.number, packed)
         except LeaseLostError:
             raise
         except TunerError as error:  # the training itself is well
             _log.warning("%s: a checkpoint is not kept: %s", self._name, error)
+        self._kept = time.monotonic()

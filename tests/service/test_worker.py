@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import distributed
 import pytest
 from installed import install
 from optuna.trial import TrialState
@@ -27,7 +28,7 @@ from tuner.trial_run import Outcome
 TOKEN = "token-of-worker"
 
 MODULE = """
-import json, os, time
+import contextlib, json, os, time
 from objectives.epoch import Diverged, Epoch, Hyperparameter
 
 class Walk:
@@ -41,6 +42,10 @@ class Walk:
         for epoch in range(first + 1, params.get("epochs", 6) + 1):
             time.sleep(params.get("pause", 0.0))
             value = value * 0.9 + params["x"] / 3
+            if "KILL_ONCE" in os.environ and epoch == 3:
+                with contextlib.suppress(FileExistsError):
+                    os.close(os.open(os.environ["KILL_ONCE"], os.O_CREAT | os.O_EXCL))
+                    os.kill(os.getpid(), 9)
             if value > 3.0:
                 raise Diverged(epoch, "too far")
             if "WALKED" in os.environ:
@@ -220,6 +225,37 @@ def test_a_worker_runs_a_comparison_as_one_process_does(tmp_path: Path, served: 
             name = member.definition.name
             remote = [told(trial) for trial in served.manager.load(name).trials]
             assert remote == [told(trial) for trial in manager.load(name).trials]
+
+
+@pytest.mark.long
+def test_a_dask_cluster_works_for_a_service(tmp_path: Path, served: Served) -> None:
+    wanted = definition(budget={"trials": 6})
+    served.manager.create(wanted)
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**options, local_directory=str(tmp_path)) as cluster:
+        where = cluster.scheduler_address.replace("tcp://", "dask://")
+        work(settings(served, study="walks"), executor=where)
+    assert [told(trial) for trial in served.manager.load("walks").trials] == local_trials(tmp_path, wanted)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_replaced(
+    tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = definition(budget={"trials": 4}, pruner={"name": "none"})
+    served.manager.create(wanted)
+    monkeypatch.setenv("KILL_ONCE", str(tmp_path / "killed"))
+    outcomes: list[Outcome] = []
+    # as each of these trials is quick, checkpoints are left after every epoch
+    work(settings(served, study="walks", keep_seconds=0.0), on_outcome=outcomes.append)
+    assert (tmp_path / "killed").exists()
+    monkeypatch.delenv("KILL_ONCE")
+    trials = served.manager.load("walks").trials
+    assert [trial.user_attrs.get("attempts") for trial in trials].count(2) == 1
+    values = {trial.number: trial.intermediate_values for trial in trials}
+    with StudyManager(f"sqlite:///{tmp_path}/local.db") as manager:
+        assert values == {trial.number: trial.intermediate_values for trial in manager.run(wanted).trials}
+    assert len(outcomes) == 4
 
 
 def test_a_network_that_swallows_answers_changes_no_trial(tmp_path: Path, served: Served) -> None:

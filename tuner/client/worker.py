@@ -48,6 +48,9 @@ LOOK_SECONDS = 0.2
 PROBE_SECONDS = 1.0
 """A task that asks while there was nothing, and is not back after so many seconds, has found a trial."""
 
+JOBS_KEPT = 4
+"""Of so many jobs a process keeps the connection: those of a cluster serve one after the other."""
+
 CHECK_SECONDS = 5.0
 """How often, while trials run, their pool is asked whether it is well."""
 
@@ -190,7 +193,11 @@ class _Connection:
         if stopping():
             side.release(lease)
             return _Turn()
-        objective = find_objective(_objective_of(side))
+        try:
+            objective = find_objective(_objective_of(side))
+        except TunerError:
+            side.release(lease)
+            raise
         threadpool_limits(1)  # as many workers as cores: more threads in each only get in each other's way
         keep_every = self._job.settings.keep_seconds
         try:
@@ -237,9 +244,11 @@ _connecting = threading.Lock()
 def _connection(job: _Job) -> _Connection:
     with _connecting:
         key = (job, os.getpid())
-        if key not in _connections:
-            _connections[key] = _Connection(job)
-        return _connections[key]
+        connection = _connections.pop(key, None) or _Connection(job)
+        _connections[key] = connection  # the latest stands last
+        while len(_connections) > JOBS_KEPT:
+            _connections.pop(next(iter(_connections))).close()
+        return connection
 
 
 def _disconnect(job: _Job) -> None:

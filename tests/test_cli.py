@@ -120,15 +120,10 @@ def test_looking_at_a_database_that_is_not_there_makes_none(tuner: Tuner, tmp_pa
     for arguments in (["studies"], ["trials", "x"], ["best", "x"], ["archive", "x"], ["dashboard"]):
         code, _, err = tuner(*arguments, "--storage", "sqlite:///nope.db")
         assert code == 2
-<<<<<<< HEAD
-        makers = "`tuner run`, `tuner compare` and `tuner serve` make one"
-        assert err == f"error: there is no database sqlite:///nope.db; {makers}\n"
-=======
         assert (
             err == "error: there is no database sqlite:///nope.db; `tuner run`, `tuner compare` and "
             "`tuner serve` make one\n"
         )
->>>>>>> svc-front
     assert not (tmp_path / "nope.db").exists()
 
 

@@ -33,7 +33,7 @@ from sqlalchemy.orm import Session
 from tuner.definition import StudyDefinition
 from tuner.errors import ConflictError, DefinitionError, LeaseLostError, NotFoundError, StorageError
 from tuner.ledger import ENDED_BY_HAND, Command, Ending, HeldLease, Ledger, Owner, Spent, StudyState
-from tuner.samplers import HeldWrites, Segment, StudyView, build_sampler, segment_of
+from tuner.samplers import HeldWrites, PopulationSettings, Segment, StudyView, build_sampler, segment_of
 from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, in_turn, patiently
 
 __all__ = ["Answer", "AskTell", "Lease", "Reply", "has_budget"]
@@ -78,6 +78,8 @@ class Lease:
     fence: int
     attempt: int = 1
     values: dict[int, float] = field(default_factory=dict)
+    may_have_checkpoint: bool = field(default=False, compare=False)
+    """Whether this attempt or an earlier one may have left a checkpoint."""
 
     @property
     def last_value(self) -> float | None:
@@ -237,6 +239,7 @@ class AskTell:
         return Lease(
             *(trial_id, number, trial.params, trial.distributions, fence, attempt),
             values=dict(trial.intermediate_values),
+            may_have_checkpoint=True,
         )
 
     @patiently
@@ -373,6 +376,8 @@ class AskTell:
                 self.ledger.end(session, *key, Ending.TOLD, told=told, epochs=epochs, seconds=seconds)
                 if not self.ledger.database.finish_trial(session, lease.trial_id, state, values, attrs):
                     raise LeaseLostError(f"trial {lease.number}: {ENDED_BY_HAND}")
+                if lease.may_have_checkpoint:
+                    self._drop_own_checkpoint(session, lease.trial_id)
         except LeaseLostError:
             with self.ledger.transaction(Mode.READ) as session:
                 if not self.ledger.was_told(session, *key, told):
@@ -496,9 +501,13 @@ class AskTell:
     def save_checkpoint(self, lease: Lease, epoch: int, data: bytes) -> None:
         """Keep the training's state after `epoch`, instead of an earlier one.
 
+        It is for the trial's next attempt, and deleted with the trial's end; a population's is for other trials, and
+        stays until `drop_checkpoints`.
+
         Raises:
             LeaseLostError: another has the trial now, or it was ended by hand.
         """
+        lease.may_have_checkpoint = True
         with self._leased(lease) as session:
             self.ledger.save_checkpoint(session, self._study_id, lease.trial_id, epoch, data)
 
@@ -578,7 +587,15 @@ class AskTell:
                 self.ledger.adopt(session, self._study_id, trial_id, fence, owner)
         trial = self.ledger.database.get_trial(trial_id)
         values = dict(trial.intermediate_values)
-        return Lease(trial_id, trial.number, trial.params, trial.distributions, fence, attempt, values)
+        return Lease(
+            *(trial_id, trial.number, trial.params, trial.distributions, fence, attempt, values),
+            may_have_checkpoint=True,
+        )
+
+    def _drop_own_checkpoint(self, session: Session, trial_id: int) -> None:
+        """Forget the checkpoint that a trial left for its own next attempt. Those of a population are for others."""
+        if not isinstance(self.definition.sampler, PopulationSettings):
+            self.ledger.drop_checkpoint(session, self._study_id, trial_id)
 
     def _end_lost(self, lost: list[HeldLease], ending: Ending = Ending.LOST) -> int:
         """Let the trials of lost leases wait for others, those on their last attempt fail.
@@ -611,6 +628,7 @@ class AskTell:
             reason = f"its worker was lost {lease.attempt} times, last {lease.owner}"
             attrs = {"failure": reason, "attempts": lease.attempt, "attempt_history": attempts}
             database.finish_trial(session, lease.trial_id, TrialState.FAIL, None, attrs)
+            self._drop_own_checkpoint(session, lease.trial_id)
         else:
             self.ledger.spend(session, self._study_id, epochs=-lease.epochs, seconds=-lease.seconds)
             self.ledger.end(session, *key, ending)
@@ -657,6 +675,7 @@ class AskTell:
                 if ending is None:  # begun, and ended by a later look, since this transaction began
                     raise _TakenError
                 lease.fence, lease.attempt = fence + 1, attempt + (ending is Ending.LOST)
+                lease.may_have_checkpoint = True
             self._grant(session, lease, request)
         return lease
 

@@ -54,13 +54,16 @@ class Resumption:
 
     @classmethod
     def unpack(cls, packed: bytes) -> Resumption | None:
-        """What `pack` made; None of anything else."""
+        """What `pack` made; None of anything else, so that the training begins at its start."""
         if not packed.startswith(MAGIC):
             return None
         head, _, data = packed.removeprefix(MAGIC).partition(b"\n")
-        known: dict[str, Any] = json.loads(head)
-        values = {int(epoch): float(value) for epoch, value in known["values"]}
-        return cls(values, float(known["seconds"]), data)
+        try:
+            known: dict[str, Any] = json.loads(head)
+            values = {int(epoch): float(value) for epoch, value in known["values"]}
+            return cls(values, float(known["seconds"]), data) if values else None
+        except (ValueError, KeyError, TypeError):
+            return None
 
 
 def find_resumption(ask_tell: WorkerSide, lease: Lease) -> Resumption | None:
@@ -117,10 +120,10 @@ class Keeper:
             )
             self._every = None
             return
-        self._kept = time.monotonic()
         try:
             self._ask_tell.save_checkpoint(self._lease, epoch.number, packed)
         except LeaseLostError:
             raise
         except TunerError as error:  # the training itself is well
             _log.warning("%s: a checkpoint is not kept: %s", self._name, error)
+        self._kept = time.monotonic()

@@ -259,6 +259,21 @@ def test_what_a_person_does_with_a_study(client: Client) -> None:
     assert [status.name for status in client.studies()] == ["bowl"]
 
 
+def test_a_study_moves_to_another_service(client: Client, tmp_path: Path) -> None:
+    study = client.create(definition())
+    study.optimize(function, n_trials=12)
+    document = study.export()
+    with pytest.raises(ConflictError):
+        client.import_study(document)
+    with Served(f"sqlite:///{tmp_path}/other.db") as other, Client(other.url, "token-of-operator") as there:
+        moved = there.import_study(document)
+        assert moved.trials() == study.trials()
+        assert moved.status().definition == study.status().definition
+        moved.optimize(function)
+        assert len(moved.trials()) == 30
+        assert set(moved.importances()) == set(SPACE)
+
+
 def test_a_best_trial_needs_a_completed_one(client: Client) -> None:
     with pytest.raises(TunerError, match="no completed trial"):
         client.create(definition()).best()

@@ -36,8 +36,8 @@ LEASE_SECONDS = 60.0
 MOST_VALUES = 1000
 """So many values go into one report."""
 
-RELEASE_SECONDS = 15.0
-"""For so long giving a trial back is tried again: whoever does that is about to leave."""
+SHORT_PATIENCE = 15.0
+"""For so many seconds is tried again what can be left: to give a trial back, as leases run out, and a checkpoint."""
 
 LONGEST_TEXT = 4096
 """Characters of a text that is told with a trial; of a longer one, as a traceback, the end is."""
@@ -134,7 +134,7 @@ class RemoteAskTell:
 
     def release(self, lease: Lease) -> None:
         """Give the trial back unfinished: the next ask hands it out again. Not tried for long: leases run out."""
-        self._post_trial(lease, "release", {}, patience=min(self.transport.patience, RELEASE_SECONDS))
+        self._post_trial(lease, "release", {}, patience=min(self.transport.patience, SHORT_PATIENCE))
 
     def user_attrs(self, lease: Lease) -> dict[str, Any]:
         """The user attributes of a trial, earlier attempts' included."""
@@ -158,13 +158,14 @@ class RemoteAskTell:
         return self._segments.get((lease.number, lease.fence))
 
     def save_checkpoint(self, lease: Lease, epoch: int, data: bytes) -> None:
-        """Keep the training's state after `epoch`, instead of an earlier one."""
+        """Keep the training's state after `epoch`, instead of an earlier one; not tried for long, as it can wait."""
         self.transport.send(
             "PUT",
             self._path(f"trials/{lease.number}/checkpoint"),
             query={"fence": lease.fence, "epoch": epoch},
             content=data,
             media_type="application/octet-stream",
+            patience=min(self.transport.patience, SHORT_PATIENCE),
         )
 
     def checkpoint(self, number: int) -> tuple[int, bytes] | None:

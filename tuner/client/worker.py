@@ -46,6 +46,9 @@ LOOK_SECONDS = 0.2
 PROBE_SECONDS = 1.0
 """A task that asks while there was nothing, and is not back after so many seconds, has found a trial."""
 
+JOBS_KEPT = 4
+"""Of so many jobs a process keeps the connection: those of a cluster serve one after the other."""
+
 CHECK_SECONDS = 5.0
 """How often, while trials run, their pool is asked whether it is well."""
 
@@ -111,9 +114,12 @@ def work(
     with tempfile.TemporaryDirectory(prefix="tuner-worker-") as folder, one_thread():
         job = _Job(settings, objectives, Path(folder, "stop"))
         loop = _Loop(job, workers, idle, on_outcome, on_news)
-        while loop.goes_on:
-            with open_pool(workers) as pool:
-                loop.run_in(pool)
+        try:
+            while loop.goes_on:
+                with open_pool(workers) as pool:
+                    loop.run_in(pool)
+        finally:
+            _disconnect(job)
 
 
 def _loadable(on_news: Callable[[str], None]) -> tuple[str, ...]:
@@ -166,6 +172,10 @@ class _Connection:
         self._studies: dict[str, RemoteAskTell] = {}
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Close the way to the service."""
+        self._transport.close()
+
     def take_turn(self) -> _Turn:
         """Ask for a trial and run it."""
         try:
@@ -181,7 +191,11 @@ class _Connection:
         if stopping():
             side.release(lease)
             return _Turn()
-        objective = find_objective(_objective_of(side))
+        try:
+            objective = find_objective(_objective_of(side))
+        except TunerError:
+            side.release(lease)
+            raise
         one_thread()
         keep_every = self._job.settings.keep_seconds
         try:
@@ -219,9 +233,27 @@ class _Connection:
             return self._studies[name]
 
 
-@functools.lru_cache(maxsize=4)
-def _connection(job: _Job, _pid: int) -> _Connection:
-    return _Connection(job)
+_connections: dict[tuple[_Job, int], _Connection] = {}
+"""Of this process, by job; under another id after a fork, as what is open cannot be shared."""
+
+_connecting = threading.Lock()
+
+
+def _connection(job: _Job) -> _Connection:
+    with _connecting:
+        key = (job, os.getpid())
+        connection = _connections.pop(key, None) or _Connection(job)
+        _connections[key] = connection  # the latest stands last
+        while len(_connections) > JOBS_KEPT:
+            _connections.pop(next(iter(_connections))).close()
+        return connection
+
+
+def _disconnect(job: _Job) -> None:
+    """Close what tasks of this process have opened."""
+    with _connecting:
+        if (connection := _connections.pop((job, os.getpid()), None)) is not None:
+            connection.close()
 
 
 def _take_turn(job: _Job, _task: int) -> _Turn:
@@ -229,7 +261,7 @@ def _take_turn(job: _Job, _task: int) -> _Turn:
     if job.is_stopping:
         return _Turn()
     try:
-        return _connection(job, os.getpid()).take_turn()
+        return _connection(job).take_turn()
     except TunerError:
         raise
     except Exception as error:  # noqa: BLE001

@@ -1,0 +1,412 @@
+"""Workers of a service: the same values as a local run, whatever becomes of workers; and never a database."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import distributed
+import pytest
+from installed import install
+from optuna.trial import TrialState
+from served import LossyProxy, Served, told
+
+import tuner.cli
+from tuner import ComparisonDefinition, StudyDefinition, StudyManager
+from tuner.client import Client
+from tuner.client.worker import WorkerSettings, work
+from tuner.errors import AccessDeniedError, DefinitionError, NotFoundError, TunerError
+from tuner.ledger import Spent
+from tuner.trial_run import Outcome
+
+TOKEN = "token-of-worker"
+
+MODULE = """
+import contextlib, json, os, time
+from objectives.epoch import Diverged, Epoch, Hyperparameter
+
+class Walk:
+    name, direction, description = "walk", "minimize", "for a test"
+    hyperparameters = (
+        Hyperparameter("x", 0.5, adjustable=True), Hyperparameter("epochs", 6), Hyperparameter("pause", 0.0),
+    )
+
+    def evaluate(self, params, *, seed, resume=None):
+        first, value = json.loads(resume) if resume else (0, 1.0 + seed.trial / 7)
+        for epoch in range(first + 1, params.get("epochs", 6) + 1):
+            time.sleep(params.get("pause", 0.0))
+            value = value * 0.9 + params["x"] / 3
+            if "KILL_ONCE" in os.environ and epoch == 3:
+                with contextlib.suppress(FileExistsError):
+                    os.close(os.open(os.environ["KILL_ONCE"], os.O_CREAT | os.O_EXCL))
+                    os.kill(os.getpid(), 9)
+            if value > 3.0:
+                raise Diverged(epoch, "too far")
+            if "WALKED" in os.environ:
+                with open(os.environ["WALKED"], "a") as file:
+                    print(seed.trial, epoch, os.getpid(), file=file)
+            state = (epoch, value)
+            adjustment = yield Epoch(
+                epoch, value, {"error": value / 2}, checkpoint=lambda: json.dumps(state).encode()
+            )
+            params = {**params, **(adjustment or {})}
+
+walk = Walk()
+"""
+
+SCRIPT = """
+import sys
+from tuner.client.worker import WorkerSettings, work
+if __name__ == "__main__":
+    opened = []
+    sys.addaudithook(lambda event, args: opened.append(args) if event == "sqlite3.connect" else None)
+    settings = WorkerSettings(sys.argv[1], "token-of-worker", keep_seconds=0.0)
+    work(
+        settings, executor=sys.argv[2], workers=2, idle=float(sys.argv[3]),
+        on_outcome=lambda outcome: print(outcome.number, outcome.state and outcome.state.name, flush=True),
+    )
+    assert not opened, opened
+    assert "psycopg" not in sys.modules
+"""
+
+
+@pytest.fixture(autouse=True)
+def _walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The objective is installed, here and in processes that start."""
+    install(tmp_path, "walk", MODULE, SCRIPT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    yield
+    sys.modules.pop("walk", None)
+
+
+@pytest.fixture
+def served(sqlite_url: str) -> Iterator[Served]:
+    with Served(sqlite_url, lease_seconds=2.0) as running:
+        yield running
+
+
+def definition(name: str = "walks", **more: Any) -> StudyDefinition:
+    document = {
+        "name": name,
+        "objective": "walk",
+        "budget": {"trials": 12},
+        "space": {"x": {"low": 0.0, "high": 1.0}},
+        "pruner": {"name": "median", "startup_trials": 3, "warmup_epochs": 2},
+        "sampler": {"name": "tpe", "startup_trials": 4},
+    }
+    return StudyDefinition.parse({**document, **more})
+
+
+def local_trials(tmp_path: Path, wanted: StudyDefinition) -> list[Any]:
+    with StudyManager(f"sqlite:///{tmp_path}/local.db") as manager:
+        return [told(trial) for trial in manager.run(wanted).trials]
+
+
+def settings(served: Served, **more: Any) -> WorkerSettings:
+    return WorkerSettings(served.url, TOKEN, **more)
+
+
+def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(tmp_path / "script.py"), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
+    )
+
+
+def wait_for(condition: Any, what: str) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError(what)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"budget": {"epochs": 40}},
+        {
+            "sampler": {"name": "population-based", "population": 3, "interval": 2},
+            "pruner": {"name": "none"},
+        },
+    ],
+    ids=["pruned", "budget of epochs", "population"],
+)
+def test_a_worker_gives_the_values_of_a_local_run(
+    tmp_path: Path, served: Served, more: dict[str, Any]
+) -> None:
+    wanted = definition(**more)
+    with Client(served.url, "token-of-admin") as client:
+        client.create(wanted)
+    outcomes: list[Outcome] = []
+    work(settings(served, study="walks"), executor="threads", on_outcome=outcomes.append)
+    remote = [told(trial) for trial in served.manager.load("walks").trials]
+    assert remote == local_trials(tmp_path, wanted)
+    assert [outcome.number for outcome in outcomes] == list(range(len(remote)))
+
+
+@pytest.mark.slow
+def test_processes_that_never_see_a_database_end_all_studies(tmp_path: Path, served: Served) -> None:
+    for name in ("one", "two"):
+        served.manager.create(definition(name))
+    served.manager.create(definition("functions", objective=None))
+    for executor in ("threads", "processes"):
+        worker = start(tmp_path, served.url, executor, "0")
+        told_of, _ = worker.communicate(timeout=120)
+        assert worker.returncode == 0, told_of
+        if executor == "threads":
+            assert len(told_of.splitlines()) == 24
+            served.manager.create(definition("three"))
+    for name in ("one", "two", "three"):
+        spent = served.manager.ask_tell(name).spent()
+        assert spent.trials == spent.ended == 12
+    assert served.manager.ask_tell("functions").spent().trials == 0
+
+
+@pytest.mark.slow
+def test_what_a_killed_worker_had_done_is_not_done_again(
+    tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next attempt goes on from the uploaded checkpoint, and the trial is as if nothing had happened."""
+    monkeypatch.setenv("WALKED", str(tmp_path / "walked"))
+    wanted = definition(fixed={"pause": 0.05, "epochs": 30}, budget={"trials": 2}, pruner={"name": "none"})
+    served.manager.create(wanted)
+    first = start(tmp_path, served.url, "threads", "600")
+    study = served.manager.load("walks")
+    wait_for(lambda: any(len(t.intermediate_values) >= 5 for t in study.get_trials()), "nothing is reported")
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    second = start(tmp_path, served.url, "threads", "5")
+    told_of, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, told_of
+    walked = [tuple(map(int, line.split())) for line in (tmp_path / "walked").read_text().splitlines()]
+    by_second = [(trial, epoch) for trial, epoch, pid in walked if pid == second.pid]
+    lost = {trial for trial, _, pid in walked if pid == first.pid}
+    assert lost
+    assert all((trial, 1) not in by_second for trial in lost), "it began at the start again"
+    monkeypatch.delenv("WALKED")
+    remote = [told(trial) for trial in served.manager.load("walks").trials]
+    for here, there in zip(local_trials(tmp_path, wanted), remote, strict=True):
+        attempts = {"attempts": 2} if here[0] in lost else {}
+        assert (*here[:-1], {**here[-1], **attempts}) == there
+    spent = served.manager.ask_tell("walks").spent()
+    assert (spent.trials, spent.ended, spent.epochs) == (2, 2, 60)
+
+
+def test_a_worker_runs_a_comparison_as_one_process_does(tmp_path: Path, served: Served) -> None:
+    arms = [{"name": name, "sampler": {"name": name}} for name in ("random", "sobol")]
+    wanted = ComparisonDefinition.parse(
+        {
+            "name": "duel",
+            "objective": "walk",
+            "budget": {"trials": 3},
+            "space": {"x": {"low": 0.0, "high": 1.0}},
+            "comparison": {"seeds": 2, "arms": arms},
+        }
+    )
+    with Client(served.url, "token-of-operator") as client:
+        assert client.compare(wanted)["status"] == "running"
+        work(settings(served), executor="threads", workers=3, idle=0.0)
+        found = client.comparison("duel")
+    assert found["status"] == "finished"
+    with StudyManager(f"sqlite:///{tmp_path}/local.db") as manager:
+        result = manager.compare(wanted)
+        assert found["verdict"] == result.verdict
+        for member in wanted.members:
+            name = member.definition.name
+            remote = [told(trial) for trial in served.manager.load(name).trials]
+            assert remote == [told(trial) for trial in manager.load(name).trials]
+
+
+@pytest.mark.long
+def test_a_dask_cluster_works_for_a_service(tmp_path: Path, served: Served) -> None:
+    wanted = definition(budget={"trials": 6})
+    served.manager.create(wanted)
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**options, local_directory=str(tmp_path)) as cluster:
+        where = cluster.scheduler_address.replace("tcp://", "dask://")
+        work(settings(served, study="walks"), executor=where)
+    assert [told(trial) for trial in served.manager.load("walks").trials] == local_trials(tmp_path, wanted)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_replaced(
+    tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = definition(budget={"trials": 4}, pruner={"name": "none"})
+    served.manager.create(wanted)
+    monkeypatch.setenv("KILL_ONCE", str(tmp_path / "killed"))
+    outcomes: list[Outcome] = []
+    # as each of these trials is quick, checkpoints are left after every epoch
+    work(settings(served, study="walks", keep_seconds=0.0), on_outcome=outcomes.append)
+    assert (tmp_path / "killed").exists()
+    monkeypatch.delenv("KILL_ONCE")
+    trials = served.manager.load("walks").trials
+    assert [trial.user_attrs.get("attempts") for trial in trials].count(2) == 1
+    values = {trial.number: trial.intermediate_values for trial in trials}
+    with StudyManager(f"sqlite:///{tmp_path}/local.db") as manager:
+        assert values == {trial.number: trial.intermediate_values for trial in manager.run(wanted).trials}
+    assert len(outcomes) == 4
+
+
+def test_a_network_that_swallows_answers_changes_no_trial(tmp_path: Path, served: Served) -> None:
+    wanted = definition()
+    served.manager.create(wanted)
+    with LossyProxy(served.port, loses=0.2) as proxy:
+        work(WorkerSettings(proxy.url, TOKEN, study="walks", keep_seconds=0.0), executor="threads")
+        assert proxy.swallowed >= 10
+    assert [told(trial) for trial in served.manager.load("walks").trials] == local_trials(tmp_path, wanted)
+    assert served.manager.ask_tell("walks").open_leases() == []
+
+
+def cli(served: Served, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    command = [
+        str(Path(sys.executable).parent / "tuner"),
+        "worker",
+        "--url",
+        served.url,
+        "--token-file",
+        "token",
+    ]
+    return subprocess.Popen(
+        [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+
+
+@pytest.mark.parametrize("executor", ["threads", "processes"])
+def test_the_command_stops_in_order(tmp_path: Path, served: Served, executor: str) -> None:
+    served.manager.create(definition(fixed={"pause": 0.05, "epochs": 1000}, pruner={"name": "none"}))
+    worker = cli(served, tmp_path, "--workers", "2", "--executor", executor)
+    study = served.manager.load("walks")
+    wait_for(lambda: sum(bool(t.intermediate_values) for t in study.get_trials()) == 2, "no two trials run")
+    worker.terminate()
+    _, said = worker.communicate(timeout=60)
+    assert worker.returncode == 130, said
+    assert "walks trial 0 was given back" in said
+    assert "Stopped. 0 trials have ended here" in said
+    trials = study.get_trials()
+    assert [trial.state for trial in trials] == [TrialState.WAITING] * 2
+    ask_tell = served.manager.ask_tell("walks")
+    assert ask_tell.open_leases() == []
+    kept = [ask_tell.checkpoint(trial.number) for trial in trials]
+    assert all(checkpoint is not None and checkpoint[0] >= 1 for checkpoint in kept), "where they are is kept"
+    again = ask_tell.ask()
+    assert again is not None
+    assert again.attempt == 1
+
+
+def test_the_command_ends_with_its_study(tmp_path: Path, served: Served) -> None:
+    served.manager.create(definition(budget={"trials": 3}))
+    worker = cli(served, tmp_path, "--study", "walks", "--executor", "threads")
+    out, said = worker.communicate(timeout=60)
+    assert (worker.returncode, out) == (0, ""), said
+    assert "walks trial 2: complete, value " in said
+    assert said.endswith("3 trials have ended here\n")
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--study", "absent"], "no study is named 'absent'"),
+        (["--token-file", "absent"], "--token-file absent: No such file"),
+        (["--url", "http://tuner.example.com"], "in the clear"),
+        (["--executor", "fibres"], "executor must be processes"),
+    ],
+)
+def test_mistakes_of_the_command_are_one_line(
+    *,
+    tmp_path: Path,
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    reason: str,
+) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    token_file = str(tmp_path / "token")
+    monkeypatch.setattr(
+        "sys.argv", ["tuner", "worker", "--url", served.url, "--token-file", token_file, *more]
+    )
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        tuner.cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2, said
+    assert reason in said
+    assert len(said.splitlines()) == 1
+
+
+def test_whom_a_worker_cannot_serve(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.manager.create(definition("functions", objective=None))
+    with pytest.raises(DefinitionError, match="names no objective"):
+        work(settings(served, study="functions"), executor="threads")
+    with pytest.raises(NotFoundError, match="absent"):
+        work(settings(served, study="absent"), executor="threads")
+    with pytest.raises(AccessDeniedError):
+        work(WorkerSettings(served.url, "unknown"), executor="threads")
+    with pytest.raises(DefinitionError, match="at least 1"):
+        work(settings(served), workers=0)
+    assert TOKEN not in repr(settings(served))
+    monkeypatch.setattr("tuner.client.worker.objective_names", list)
+    with pytest.raises(NotFoundError, match="no objective is installed"):
+        work(settings(served), executor="threads")
+
+
+def test_a_viewer_cannot_work(served: Served) -> None:
+    served.manager.create(definition())
+    with pytest.raises(AccessDeniedError, match="needs the role worker"):
+        work(WorkerSettings(served.url, "token-of-viewer"), executor="threads")
+
+
+def test_an_objective_that_always_fails_ends_the_worker(
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    served.manager.create(definition())
+    monkeypatch.setenv("WALKED", str(tmp_path / "no" / "such" / "folder"))
+    with pytest.raises(TunerError, match=r"5 trials in a row failed; .* FileNotFoundError"):
+        work(settings(served), executor="threads")
+    assert served.manager.ask_tell("walks").spent().ended == 5
+
+
+def test_a_person_adjusts_and_stops_what_a_worker_trains(tmp_path: Path, served: Served) -> None:
+    served.manager.create(
+        definition(fixed={"pause": 0.05, "epochs": 1000}, budget={"trials": 1}, pruner={"name": "none"})
+    )
+    worker = start(tmp_path, served.url, "threads", "0")
+    with Client(served.url, "token-of-admin") as client:
+        study = client.study("walks")
+        wait_for(lambda: study.trials("running"), "no trial runs")
+        study.adjust(0, {"x": 0.25})
+        wait_for(lambda: "adjustments" in study.trial(0).user_attrs, "it is not adjusted")
+        study.stop_trial(0)
+        worker.communicate(timeout=60)
+        trial = study.trial(0)
+    assert trial.state == "complete"
+    (made,) = trial.user_attrs["adjustments"]
+    assert (made["name"], made["new"], made["by"]) == ("x", 0.25, "admin")
+    assert trial.user_attrs["stopped"] == "by admin"
+
+
+def test_a_worker_waits_out_a_service_that_is_away(tmp_path: Path, served: Served) -> None:
+    served.manager.create(definition(fixed={"pause": 0.01, "epochs": 20}))
+    worker = start(tmp_path, served.url, "threads", "3")
+    study = served.manager.load("walks")
+    wait_for(lambda: any(t.intermediate_values for t in study.get_trials()), "no trial runs")
+    served.stop()
+    time.sleep(1.0)
+    served.start()
+    told_of, _ = worker.communicate(timeout=120)
+    assert worker.returncode == 0, told_of
+    spent = served.manager.ask_tell("walks").spent()
+    reported = sum(len(t.intermediate_values) for t in served.manager.load("walks").trials)
+    assert spent == Spent(trials=12, ended=12, epochs=reported, seconds=spent.seconds)

@@ -1,11 +1,11 @@
-# make demo | make test | make check | make docs | make pictures | make bench | make bench-samplers | make dashboard | make clean
+# make demo | make test | make check | make docs | make pictures | make bench | make bench-samplers | make dashboard | make serve | make clean
 # Everything a target needs is set up by itself, in .venv; only Python >= 3.11 and make must be there.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check docs pictures bench bench-samplers dashboard help clean
+.PHONY: demo test check docs pictures bench bench-samplers dashboard serve help clean
 
 demo: $(VENV)/installed  ## compare four samplers on real digits: tuner.db, report/index.html
 	$(BIN)/tuner compare digits
@@ -36,6 +36,9 @@ bench-samplers: $(VENV)/installed-test  ## samplers on tables of real trainings;
 
 dashboard: $(VENV)/installed  ## optuna-dashboard on tuner.db
 	$(BIN)/tuner dashboard
+
+serve: $(VENV)/installed  ## the service on http://127.0.0.1:8080, on tuner.db
+	$(BIN)/tuner serve
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18

@@ -29,6 +29,7 @@ bench: $(VENV)/installed-test  ## claims of speed, measured
 	$(BIN)/python tests/benchmarks/bench_network.py
 	$(BIN)/python tests/benchmarks/bench_caviar.py
 	$(BIN)/python tests/benchmarks/bench_ledger.py
+	$(BIN)/python tests/benchmarks/bench_service.py
 
 bench-samplers: $(VENV)/installed-test  ## samplers on tables of real trainings; DATA=folder, see tests/benchmarks/README.md
 	$(BIN)/python -m pip install --quiet onnxruntime coco-experiment

@@ -14,7 +14,9 @@ from optuna.trial import TrialState
 import tuner
 from objectives.epoch import Diverged, Epoch, Epochs, Hyperparameter, Seed
 from tuner import ComparisonDefinition, StudyDefinition, StudyManager, TunerError
+from tuner.ask_tell import Answer, Reply
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, StorageError
+from tuner.ledger import StudyState
 from tuner.trial_run import Outcome, run_trial
 
 BRANIN = {
@@ -343,6 +345,74 @@ def test_studies_lists_and_archive_hides(sqlite_url: str) -> None:
         assert [s.name for s in manager.studies(archived=True)] == ["c", "stock"]
         manager.archive("c", undo=True)
         assert len(manager.studies()) == 2
+
+
+def test_a_paused_study_begins_no_trial_until_it_is_resumed(url: str) -> None:
+    with StudyManager(url) as manager:
+        manager.create(curve_study())
+        ask_tell = manager.ask_tell("c")
+        first = ask_tell.ask("a")
+        assert first is not None
+        manager.pause("c")
+        assert manager.state("c") is StudyState.PAUSED
+        assert ask_tell.ask() is None
+        assert ask_tell.seen_state is StudyState.PAUSED
+        again = ask_tell.ask("a")  # what was handed out stays so
+        assert again is not None
+        assert again.number == first.number
+        assert ask_tell.report(first, 1, 1.0).answer is Answer.CONTINUE
+        ask_tell.release(first)
+        assert ask_tell.ask() is None  # nor does one begin again
+        assert not ask_tell.is_finished()
+        with pytest.raises(TunerError, match="c is paused: it hands out no trials"):
+            manager.run(curve_study(), Curve())
+        manager.resume("c")
+        manager.run(curve_study(), Curve())
+        assert ask_tell.is_finished()
+        assert ask_tell.spent().trials == 6
+        manager.pause("c")
+        manager.run(curve_study(), Curve())  # all is done: nothing is kept from running
+        with pytest.raises(NotFoundError):
+            manager.pause("nothing")
+
+
+def test_a_run_whose_study_is_paused_meanwhile_ends_and_says_so(sqlite_url: str) -> None:
+    with StudyManager(sqlite_url) as manager:
+        outcomes: list[Outcome] = []
+
+        def pause(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            manager.pause("c")
+
+        with pytest.raises(TunerError, match=r"c is paused.*resume it, then run again"):
+            manager.run(curve_study(), Curve(), on_outcome=pause)
+        assert 1 <= len(outcomes) < 6
+
+
+def test_a_study_that_is_stopped_ends_its_trials_with_their_next_report(url: str) -> None:
+    with StudyManager(url) as manager:
+        manager.create(curve_study())
+        ask_tell = manager.ask_tell("c")
+        leases = [ask_tell.ask() for _ in range(2)]
+        manager.stop_study("c", by="anna")
+        assert ask_tell.ask() is None
+        for lease in leases:
+            assert lease is not None
+            assert ask_tell.report(lease, 1, 1.0) == Reply(Answer.STOP, by="anna")
+        manager.resume("c")
+        assert ask_tell.ask() is not None
+
+
+def test_an_ask_that_wants_to_be_alone_waits_for_the_trial_before(url: str) -> None:
+    with StudyManager(url) as manager:
+        manager.create(curve_study())
+        ask_tell = manager.ask_tell("c")
+        with ThreadPoolExecutor(8) as pool:
+            leases = list(pool.map(lambda _: manager.ask_tell("c").ask(alone=True), range(8)))
+        (lease,) = [lease for lease in leases if lease is not None]
+        ask_tell.tell(lease, TrialState.COMPLETE, 1.0)
+        assert ask_tell.ask(alone=True) is not None
+        assert ask_tell.ask(alone=True) is None
 
 
 def test_open_returns_a_plain_study_that_optuna_can_drive(sqlite_url: str) -> None:

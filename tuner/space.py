@@ -230,7 +230,7 @@ def parameter_type(table: Any) -> str | None:
     if not isinstance(table, Mapping):
         return None
     kind = table.get("type", "categorical" if "choices" in table else "float")
-    return kind if kind in PARAMETER_TYPES else None
+    return kind if isinstance(kind, str) and kind in PARAMETER_TYPES else None
 
 
 Parameter: TypeAlias = Annotated[

@@ -60,6 +60,7 @@ def test_create_again_and_another(service: Api) -> None:
         ({"space": {"x": {"choices": list(range(1025))}}}, "1024"),
         ({"space": {"x": {"type": "int", "low": 0, "high": 2**54}}}, str(2**53)),
         ({"space": {"x": {"choices": ["a" * 513]}}}, "512 characters"),
+        ({"space": {"x": {"type": {}, "low": 0, "high": 1}}}, "space.x"),
         ({"system_attrs": {}}, "system_attrs: unknown key"),
         ({"sampler": {"name": "grid", "points": 10**9}}, "sampler"),
     ],
@@ -196,10 +197,11 @@ def test_the_document_is_openapi_and_ours(service: Api) -> None:
 
 def test_paths_that_are_not_there_are_problems(service: Api) -> None:
     assert service.get("/v1/nothing", 404)["type"] == "urn:tuner:not_found"
-    assert service.get("/v1/studies/s:pause", 422)["type"] == "urn:tuner:invalid"
-    response = service.call("DELETE", "/v1/studies")
-    assert (response.status_code, response.json()["type"]) == (405, "urn:tuner:method_not_allowed")
-    assert response.headers["allow"]
+    assert service.get("/v1/studies/s:nothing", 404)["type"] == "urn:tuner:not_found"
+    for path, methods in (("/v1/studies", "GET, POST"), ("/v1/studies/s:pause", "POST"), ("/metrics", "GET")):
+        response = service.call("DELETE", path)
+        assert (response.status_code, response.json()["type"]) == (405, "urn:tuner:method_not_allowed")
+        assert response.headers["allow"] == methods
 
 
 def test_what_nobody_expected_is_answered_without_details(url: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from api_client import Api, serving
 from test_studies import STUDY, run_one
 
+import tuner.service.desk
 from tuner import StudyDefinition, StudyManager
 from tuner.ask_tell import AskTell
 from tuner.ledger import Owner
@@ -313,8 +314,9 @@ def _statements(service: Api, call: Any) -> int:
     return len(seen)
 
 
-def test_http_costs_no_statement_of_its_own(service: Api, url: str) -> None:
+def test_http_costs_no_statement_of_its_own(service: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial over HTTP makes the statements that it makes in this process."""
+    monkeypatch.setattr(tuner.service.desk, "CHECK_SECONDS", float("inf"))
     service.post("/v1/studies", {**STUDY, "budget": {}}, 201)
     run_one(service)
     (trial,) = service.post(ASK, {"client_id": "w"})["trials"]

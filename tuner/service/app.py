@@ -24,12 +24,15 @@ from tuner.service.desk import Desk
 from tuner.service.identity import Role, needs
 from tuner.service.limits import Guard, Limits
 from tuner.service.metrics import Metrics, Watched
+from tuner.service.paths import allowed
 from tuner.service.problems import Problem, answer_problems
 from tuner.storage import Mode, patience
 
 __all__ = ["api", "healthy", "ready"]
 
 READY_SECONDS = 1.0
+
+OPENAPI, METRICS = OWN_PAGES = ("/v1/openapi.json", "/metrics")
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ def api(manager: StudyManager, *, reap_seconds: float = 5.0, answer_seconds: flo
         lifespan=partial(_lifespan, desk=front_desk, seconds=reap_seconds),
         generate_unique_id_function=_operation,
     )
-    app.state.desk = front_desk
+    app.state.desk, app.state.allowed = front_desk, partial(_allowed, app)
     answer_problems(app)
     for router in (comparisons.router, studies.router, trials.router):
         app.include_router(router)
@@ -108,6 +111,11 @@ async def _reap(desk: Desk, seconds: float) -> None:
             _log.exception("looking for lost workers failed")
 
 
+def _allowed(app: FastAPI, path: str) -> list[str]:
+    paths: dict[str, dict[str, Any]] = {**document(app)["paths"], **{own: {"get": {}} for own in OWN_PAGES}}
+    return allowed(((m.upper(), template) for template, methods in paths.items() for m in methods), path)
+
+
 def _operation(route: APIRoute) -> str:
     return route.name
 
@@ -115,12 +123,12 @@ def _operation(route: APIRoute) -> str:
 def _add_own_pages(app: FastAPI, metrics: Metrics) -> None:
     looks = [Depends(needs(Role.VIEWER))]
 
-    @app.get("/v1/openapi.json", dependencies=looks, include_in_schema=False)
+    @app.get(OPENAPI, dependencies=looks, include_in_schema=False)
     def openapi() -> dict[str, Any]:
         """What this API is."""
         return document(app)
 
-    @app.get("/metrics", dependencies=looks, include_in_schema=False)
+    @app.get(METRICS, dependencies=looks, include_in_schema=False)
     def shown_metrics() -> Response:
         """Counters and gauges, as Prometheus reads them."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

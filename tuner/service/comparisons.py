@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from tuner.comparison import ComparisonResult
@@ -14,10 +14,11 @@ from tuner.report import finite, page
 from tuner.service.desk import Desk, DeskOf
 from tuner.service.identity import Identity
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
+from tuner.service.paths import STUDY, ComparisonName, StudyName
 from tuner.service.problems import responses
-from tuner.service.schemas import NAME, ComparisonBrief, Comparisons, ComparisonView, StudyView
+from tuner.service.schemas import ComparisonBrief, Comparisons, ComparisonView, ExportedStudy, StudyView
 from tuner.service.studies import Viewer, operator, study_view
-from tuner.service.trials import Operator, StudyName
+from tuner.service.trials import Operator
 from tuner.transfer import StudyDocument
 
 __all__ = ["router"]
@@ -25,8 +26,6 @@ __all__ = ["router"]
 MOST_MEMBERS = 2000
 
 router = APIRouter(prefix="/v1", tags=["comparisons"])
-
-Name = Annotated[str, Path(pattern=NAME, description="The comparison's name.")]
 
 
 @router.post(
@@ -71,23 +70,23 @@ def comparisons(
     )
 
 
-@router.get("/comparisons/{name}", responses=responses(404))
-def comparison(name: Name, who: Viewer, desk: DeskOf) -> ComparisonView:
+@router.get("/comparisons/{name:segment}", responses=responses(404))
+def comparison(name: ComparisonName, who: Viewer, desk: DeskOf) -> ComparisonView:
     """How far a comparison is, its ranking and its verdict."""
     return _view(desk, _seen(desk, who, name))
 
 
-@router.get("/comparisons/{name}/report", response_class=HTMLResponse, responses=responses(404))
-def comparison_report(name: Name, who: Viewer, desk: DeskOf) -> HTMLResponse:
+@router.get("/comparisons/{name:segment}/report", response_class=HTMLResponse, responses=responses(404))
+def comparison_report(name: ComparisonName, who: Viewer, desk: DeskOf) -> HTMLResponse:
     """The report as one page."""
     return HTMLResponse(page(desk.manager.result(_seen(desk, who, name))))
 
 
 @router.post(
-    "/studies/{study}:export",
+    f"{STUDY}:export",
     dependencies=operator,
     response_class=JSONResponse,
-    responses={**responses(404), 200: {"model": StudyDocument}},
+    responses={**responses(404), 200: {"model": ExportedStudy}},
 )
 def export_study(study: StudyName, desk: DeskOf) -> JSONResponse:
     """A study with all of its trials, as one document."""

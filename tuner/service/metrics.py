@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tuner.errors import StorageError
 from tuner.ledger import StudyState
 from tuner.manager import StudyManager
 from tuner.storage import Mode, patience
@@ -51,10 +52,13 @@ class _FromDatabase(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Studies and trials by state, and the trials in the hands of workers."""
         ledger = self._manager.ledger
-        with patience(1.0), ledger.transaction(Mode.READ) as session:
-            studies = ledger.studies_by_state(session)
-            trials = ledger.database.counts(session)
-            leases = ledger.open_lease_count(session)
+        try:
+            with patience(1.0), ledger.transaction(Mode.READ) as session:
+                studies = ledger.studies_by_state(session)
+                trials = ledger.database.counts(session)
+                leases = ledger.open_lease_count(session)
+        except StorageError:
+            return
         yield _gauge("tuner_studies", "Studies by state.", {s.value: studies.get(s, 0) for s in StudyState})
         yield _gauge("tuner_trials", "Trials by state.", {s.name.lower(): n for s, n in trials.items()})
         held = GaugeMetricFamily("tuner_leases", "Trials in the hands of workers.")
@@ -91,6 +95,6 @@ class Watched:
             await self.app(scope, receive, note)
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(scope.get("route"), "path_format", "other")
             self._metrics.requests.labels(method, route, str(status)).inc()
             self._metrics.seconds.labels(method, route).observe(time.perf_counter() - started)

@@ -184,7 +184,10 @@ async def _database_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, str(error.detail), scope=request.scope, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # Starlette names the methods of one route only
+        headers["Allow"] = ", ".join(request.app.state.allowed(request.url.path))
+    return problem(error.status_code, str(error.detail), scope=request.scope, headers=headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:

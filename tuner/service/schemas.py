@@ -28,6 +28,7 @@ __all__ = [
     "Empty",
     "Ended",
     "Enqueue",
+    "ExportedStudy",
     "Fenced",
     "Handed",
     "Importances",
@@ -347,6 +348,15 @@ class Studies(BaseModel):
 
     studies: list[StudyView]
     next_page_token: str | None
+
+
+class ExportedStudy(BaseModel):
+    """A study with all of its trials, numbered from 0 in their order: what an import takes."""
+
+    format: str
+    definition: dict[str, JsonValue]
+    spent: dict[str, float]
+    trials: list[dict[str, JsonValue]]
 
 
 class ComparisonBrief(BaseModel):

@@ -17,9 +17,10 @@ from tuner.manager import DEFINITION, StudyManager
 from tuner.service.desk import DeskOf
 from tuner.service.identity import Identity, Role, needs
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
+from tuner.service.paths import STUDY, StudyName
 from tuner.service.problems import responses
 from tuner.service.schemas import Best, Importances, Studies, StudyView, as_number
-from tuner.service.trials import Operator, StudyName, view, viewer
+from tuner.service.trials import Operator, view, viewer
 from tuner.storage import Mode
 
 __all__ = ["router", "study_view"]
@@ -92,48 +93,48 @@ def studies(
     )
 
 
-@router.get("/studies/{study}", dependencies=viewer, responses=responses(404))
+@router.get(STUDY, dependencies=viewer, responses=responses(404))
 def study(study: StudyName, desk: DeskOf) -> StudyView:
     """One study."""
     return study_view(desk.manager, desk.manager.load(study))
 
 
-@router.post("/studies/{study}:pause", dependencies=operator, responses=responses(404))
+@router.post(f"{STUDY}:pause", dependencies=operator, responses=responses(404))
 def pause_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Let no trial begin; those that run go on."""
     desk.manager.pause(study)
     return study_view(desk.manager, desk.manager.load(study))
 
 
-@router.post("/studies/{study}:resume", dependencies=operator, responses=responses(404))
+@router.post(f"{STUDY}:resume", dependencies=operator, responses=responses(404))
 def resume_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Let trials of a paused or stopped study begin again."""
     desk.manager.resume(study)
     return study_view(desk.manager, desk.manager.load(study))
 
 
-@router.post("/studies/{study}:stop", responses=responses(404))
+@router.post(f"{STUDY}:stop", responses=responses(404))
 def stop_study(study: StudyName, who: Operator, desk: DeskOf) -> StudyView:
     """Let no trial begin, and those that run end with their next report."""
     desk.manager.stop_study(study, by=who.name)
     return study_view(desk.manager, desk.manager.load(study))
 
 
-@router.post("/studies/{study}:archive", dependencies=operator, responses=responses(404))
+@router.post(f"{STUDY}:archive", dependencies=operator, responses=responses(404))
 def archive_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Take a study out of the list; no trial of it begins."""
     desk.manager.archive(study)
     return study_view(desk.manager, desk.manager.load(study))
 
 
-@router.post("/studies/{study}:unarchive", dependencies=operator, responses=responses(404))
+@router.post(f"{STUDY}:unarchive", dependencies=operator, responses=responses(404))
 def unarchive_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Put a study back into the list."""
     desk.manager.archive(study, undo=True)
     return study_view(desk.manager, desk.manager.load(study))
 
 
-@router.get("/studies/{study}/best", dependencies=viewer, responses=responses(404))
+@router.get(f"{STUDY}/best", dependencies=viewer, responses=responses(404))
 def best(study: StudyName, desk: DeskOf) -> Best:
     """The best trial, or with several objectives the Pareto front; none before the first completed one."""
     found = desk.manager.load(study)
@@ -145,7 +146,7 @@ def best(study: StudyName, desk: DeskOf) -> Best:
     return Best(trials=[] if trial is None else [view(trial)])
 
 
-@router.get("/studies/{study}/importances", dependencies=viewer, responses=responses(404))
+@router.get(f"{STUDY}/importances", dependencies=viewer, responses=responses(404))
 def importances(study: StudyName, desk: DeskOf) -> Importances:
     """By parameter, its share of what decides whether a trial is among the best (PED-ANOVA)."""
     return Importances(importances=_importances(desk.manager.load(study)))

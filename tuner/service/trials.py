@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, cast
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
@@ -20,10 +20,10 @@ from tuner.samplers import PopulationSettings, segment_of
 from tuner.service.desk import Desk, DeskOf, owner, request_digest
 from tuner.service.identity import Identity, Role, needs
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
+from tuner.service.paths import STUDY, TRIAL, Number, StudyName
 from tuner.service.problems import AlreadyRequestedError, responses
 from tuner.service.schemas import (
     LARGEST,
-    NAME,
     Adjust,
     Annotate,
     Ask,
@@ -58,8 +58,6 @@ MOST_WAITING = 10_000
 
 router = APIRouter(prefix="/v1", tags=["trials"])
 
-StudyName = Annotated[str, Path(pattern=NAME, description="The study's name.")]
-Number = Annotated[int, Path(ge=0, le=LARGEST, description="The trial's number in its study.")]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128)]
 Worker = Annotated[Identity, Depends(needs(Role.WORKER))]
 Operator = Annotated[Identity, Depends(needs(Role.OPERATOR))]
@@ -67,7 +65,7 @@ viewer = [Depends(needs(Role.VIEWER))]
 worker = [Depends(needs(Role.WORKER))]
 
 
-@router.post("/studies/{study}/trials:ask", responses=responses(404, 409))
+@router.post(f"{STUDY}/trials:ask", responses=responses(404, 409))
 def ask(study: StudyName, body: Ask, who: Worker, desk: DeskOf, key: Key = None) -> Asked:
     """Hand out trials to run, each under a lease. The same request again gets the same."""
     request = body.request_id or key
@@ -113,7 +111,11 @@ def ask_any(body: AskAny, who: Worker, desk: DeskOf, key: Key = None) -> AskedAn
     return AskedAny(trial=None, study=None)
 
 
-@router.post("/studies/{study}/trials/{number}:report", dependencies=worker, responses=responses(404, 409))
+@router.post(
+    f"{TRIAL}:report",
+    dependencies=worker,
+    responses=responses(404, 409),
+)
 def report(study: StudyName, number: Number, body: Report, desk: DeskOf) -> Reply:
     """Record values by step, keep the lease, and hear whether to go on. The same again gets the same, counted once."""
     ask_tell, lease = desk.lease(study, number, body.fence)
@@ -123,14 +125,22 @@ def report(study: StudyName, number: Number, body: Report, desk: DeskOf) -> Repl
     return _reply(ask_tell.report_many(lease, values, seconds=body.seconds))
 
 
-@router.post("/studies/{study}/trials/{number}:heartbeat", dependencies=worker, responses=responses(404, 409))
+@router.post(
+    f"{TRIAL}:heartbeat",
+    dependencies=worker,
+    responses=responses(404, 409),
+)
 def heartbeat(study: StudyName, number: Number, body: Fenced, desk: DeskOf) -> Reply:
     """Keep the lease without news. Says stop or adjust if the next report will."""
     ask_tell, lease = desk.lease(study, number, body.fence)
     return _reply(ask_tell.heartbeat(lease))
 
 
-@router.post("/studies/{study}/trials/{number}:tell", dependencies=worker, responses=responses(404, 409))
+@router.post(
+    f"{TRIAL}:tell",
+    dependencies=worker,
+    responses=responses(404, 409),
+)
 def tell(study: StudyName, number: Number, body: Tell, desk: DeskOf) -> Ended:
     """End a trial with its value. The same again gets the same; another is a conflict, a late one is refused."""
     ask_tell, lease = desk.lease(study, number, body.fence)
@@ -142,7 +152,11 @@ def tell(study: StudyName, number: Number, body: Tell, desk: DeskOf) -> Ended:
     return Ended(state=_state(state))
 
 
-@router.post("/studies/{study}/trials/{number}:release", dependencies=worker, responses=responses(404, 409))
+@router.post(
+    f"{TRIAL}:release",
+    dependencies=worker,
+    responses=responses(404, 409),
+)
 def release(study: StudyName, number: Number, body: Fenced, desk: DeskOf) -> Empty:
     """Give a trial back unfinished: it is handed out again, and no attempt is held against it."""
     ask_tell, lease = desk.lease(study, number, body.fence)
@@ -151,7 +165,11 @@ def release(study: StudyName, number: Number, body: Fenced, desk: DeskOf) -> Emp
     return Empty()
 
 
-@router.post("/studies/{study}/trials/{number}:annotate", dependencies=worker, responses=responses(404, 409))
+@router.post(
+    f"{TRIAL}:annotate",
+    dependencies=worker,
+    responses=responses(404, 409),
+)
 def annotate(study: StudyName, number: Number, body: Annotate, desk: DeskOf) -> Empty:
     """Set user attributes of a running trial."""
     ask_tell, lease = desk.lease(study, number, body.fence)
@@ -169,7 +187,7 @@ CHECKPOINT = {"content": {"application/octet-stream": {"schema": {"type": "strin
 
 
 @router.put(
-    "/studies/{study}/trials/{number}/checkpoint",
+    f"{TRIAL}/checkpoint",
     dependencies=worker,
     responses=responses(404, 409),
     openapi_extra={"requestBody": {**CHECKPOINT, "required": True}},
@@ -189,7 +207,7 @@ def save_checkpoint(  # noqa: PLR0917 - FastAPI gives them by name
 
 
 @router.get(
-    "/studies/{study}/trials/{number}/checkpoint",
+    f"{TRIAL}/checkpoint",
     dependencies=worker,
     response_class=Response,
     responses={
@@ -206,7 +224,7 @@ def checkpoint(study: StudyName, number: Number, desk: DeskOf) -> Response:
     return Response(data, media_type="application/octet-stream", headers={"X-Epoch": str(epoch)})
 
 
-@router.post("/studies/{study}/trials/{number}:adjust", responses=responses(404, 409))
+@router.post(f"{TRIAL}:adjust", responses=responses(404, 409))
 def adjust(study: StudyName, number: Number, body: Adjust, who: Operator, desk: DeskOf) -> Empty:
     """Let a running trial go on with other hyperparameters after its next report."""
     ask_tell = desk.study(study)
@@ -214,14 +232,14 @@ def adjust(study: StudyName, number: Number, body: Adjust, who: Operator, desk: 
     return Empty()
 
 
-@router.post("/studies/{study}/trials/{number}:stop", responses=responses(404, 409))
+@router.post(f"{TRIAL}:stop", responses=responses(404, 409))
 def stop(study: StudyName, number: Number, who: Operator, desk: DeskOf) -> Empty:
     """Let a running trial end with its next report."""
     desk.study(study).stop(number, by=who.name or "hand")
     return Empty()
 
 
-@router.post("/studies/{study}/trials:enqueue", status_code=201, responses=responses(404, 409))
+@router.post(f"{STUDY}/trials:enqueue", status_code=201, responses=responses(404, 409))
 def enqueue(study: StudyName, body: Enqueue, who: Operator, desk: DeskOf, key: Key = None) -> TrialView:
     """Let a point chosen by hand be the next to run."""
     ask_tell = desk.study(study)
@@ -235,7 +253,7 @@ def enqueue(study: StudyName, body: Enqueue, who: Operator, desk: DeskOf, key: K
     return view(_trial(ask_tell, number))
 
 
-@router.get("/studies/{study}/trials", dependencies=viewer, responses=responses(404))
+@router.get(f"{STUDY}/trials", dependencies=viewer, responses=responses(404))
 def trials(
     study: StudyName,
     desk: DeskOf,
@@ -259,7 +277,7 @@ def trials(
     )
 
 
-@router.get("/studies/{study}/trials/{number}", dependencies=viewer, responses=responses(404))
+@router.get(TRIAL, dependencies=viewer, responses=responses(404))
 def trial(study: StudyName, number: Number, desk: DeskOf) -> TrialView:
     """One trial."""
     ledger, study_id = desk.manager.ledger, desk.manager.load(study)._study_id

@@ -36,7 +36,7 @@ from tuner.ledger import ENDED_BY_HAND, Command, Ending, HeldLease, Ledger, Owne
 from tuner.samplers import HeldWrites, PopulationSettings, Segment, StudyView, build_sampler, segment_of
 from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, in_turn, patiently
 
-__all__ = ["Answer", "AskTell", "Lease", "Reply", "has_budget"]
+__all__ = ["Answer", "AskTell", "Lease", "Reply", "has_budget", "without_nan"]
 
 ENQUEUED = "tuner:enqueued:"
 """Begins the system attribute that names the request by which a trial was enqueued."""
@@ -358,11 +358,7 @@ class AskTell:
         _check_seconds(seconds)
         if state is TrialState.COMPLETE and value is None:
             raise ValueError(f"a completed trial needs a number as its value; trial {lease.number} has none")
-        attrs = dict(attrs or {})
-        if value is not None and math.isnan(value):
-            value = None
-            if state is TrialState.COMPLETE:
-                state, attrs = TrialState.FAIL, {"failure": "the value is not a number", **attrs}
+        state, value, attrs = without_nan(state, value, attrs or {})
         values = None if value is None else [float(value)]
         told = {"state": state.name, "values": None if values is None else [repr(v) for v in values]}
         trial = self._frozen(lease)
@@ -910,6 +906,17 @@ def _is_exhausted(definition: StudyDefinition, spent: Spent) -> bool:
     return (budget.epochs is not None and spent.epochs >= budget.epochs) or (
         budget.seconds is not None and spent.seconds >= budget.seconds
     )
+
+
+def without_nan(
+    state: TrialState, value: float | None, attrs: Mapping[str, Any]
+) -> tuple[TrialState, float | None, dict[str, Any]]:
+    """What a trial is told as whose value may be NaN, which is none; see `AskTell.tell`."""
+    if value is None or not math.isnan(value):
+        return state, value, dict(attrs)
+    if state is not TrialState.COMPLETE:
+        return state, None, dict(attrs)
+    return TrialState.FAIL, None, {"failure": "the value is not a number", **attrs}
 
 
 @dataclass(slots=True)

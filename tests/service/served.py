@@ -124,4 +124,5 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 def told(trial: Any) -> tuple[Any, ...]:
     """All of a trial that does not depend on when it ran."""
     attrs = {name: value for name, value in trial.user_attrs.items() if name != "training_seconds"}
-    return (trial.number, trial.state, trial.params, trial.values, trial.intermediate_values, attrs)
+    reports = {step: repr(value) for step, value in trial.intermediate_values.items()}  # NaN is not itself
+    return (trial.number, trial.state, trial.params, trial.values, reports, attrs)

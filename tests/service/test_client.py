@@ -60,6 +60,9 @@ def function(trial: optuna.Trial) -> float:
     trial.set_user_attr("kind", str(kind))
     assert trial.params == {"x": x, "decay": decay, "layers": layers, "kind": kind}
     value = float("inf")
+    if trial.number == 11:
+        trial.report(float("nan"), 1)
+        raise optuna.TrialPruned
     for step in range(1, 6):
         value = (x - 2) ** 2 * decay**step + layers / step
         trial.report(value, step)
@@ -92,6 +95,7 @@ def test_a_function_has_the_same_trials_as_in_one_process(url: str, tmp_path: Pa
     for here, there in zip(local, remote, strict=True):
         assert here[:-1] == there[:-1]
         assert {**here[-1], "traceback": ""} == {**there[-1], "traceback": ""}
+    assert remote[11][1:5] == (TrialState.PRUNED, remote[11][2], None, {1: "nan"}), "NaN is no value"
     assert {trial[1] for trial in remote} == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
     assert [outcome.number for outcome in outcomes] == list(range(30))
 
@@ -267,7 +271,7 @@ def test_a_study_moves_to_another_service(client: Client, tmp_path: Path) -> Non
         client.import_study(document)
     with Served(f"sqlite:///{tmp_path}/other.db") as other, Client(other.url, "token-of-operator") as there:
         moved = there.import_study(document)
-        assert moved.trials() == study.trials()
+        assert repr(moved.trials()) == repr(study.trials())
         assert moved.status().definition == study.status().definition
         moved.optimize(function)
         assert len(moved.trials()) == 30

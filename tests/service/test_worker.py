@@ -217,6 +217,8 @@ def test_a_worker_runs_a_comparison_as_one_process_does(tmp_path: Path, served: 
         assert client.compare(wanted)["status"] == "running"
         work(settings(served), executor="threads", workers=3, idle=0.0)
         found = client.comparison("duel")
+        assert client.comparisons() == ["duel"]
+        assert client.report("duel").startswith("<!DOCTYPE html>")
     assert found["status"] == "finished"
     with StudyManager(f"sqlite:///{tmp_path}/local.db") as manager:
         result = manager.compare(wanted)

@@ -147,6 +147,18 @@ class Client:
         answer: dict[str, Any] = self.transport.get(f"/v1/comparisons/{quote(name, safe='')}")
         return answer
 
+    def comparisons(self) -> list[str]:
+        """The names of the comparisons that the token is for."""
+        return [found["name"] for found in _pages(self.transport, "/v1/comparisons", "comparisons", {})]
+
+    def report(self, comparison: str) -> str:
+        """The report of a comparison, as a page of HTML.
+
+        Raises:
+            NotFoundError: there is no comparison of this name.
+        """
+        return self.transport.send("GET", f"/v1/comparisons/{quote(comparison, safe='')}/report").text
+
 
 class RemoteStudy:
     """A study of a service, by name. What `Client` says of errors holds here too."""

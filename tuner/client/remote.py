@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.ask_tell import Answer, Lease, Reply
+from tuner.ask_tell import Answer, Lease, Reply, without_nan
 from tuner.client.documents import (
     AskedTrials,
     HandedTrial,
@@ -126,8 +126,9 @@ class RemoteAskTell:
         """End the trial with its value and attributes; the state that it ended in. See `AskTell.tell`."""
         if state is TrialState.COMPLETE and value is None:
             raise ValueError(f"a completed trial needs a number as its value; trial {lease.number} has none")
+        state, value, attrs = without_nan(state, value, attrs or {})
         body: dict[str, Any] = {"state": state.name.lower(), "seconds": float(seconds)}
-        body |= {"value": None if value is None else wire_number(value), "attrs": _short(attrs or {})}
+        body |= {"value": None if value is None else wire_number(value), "attrs": _short(attrs)}
         answer = self._post_trial(lease, "tell", body)
         self._segments.pop((lease.number, lease.fence), None)
         return TrialState[str(answer["state"]).upper()]

@@ -20,7 +20,7 @@ CLIENTS = 8
 
 
 def test_a_killed_service_loses_nothing(url: str, tmp_path: Path) -> None:
-    _kill_and_start_again(url, tmp_path, kills=2)
+    _kill_and_start_again(url, tmp_path, kills=1)
 
 
 @pytest.mark.long

@@ -1,11 +1,11 @@
-# make demo | make test | make check | make docs | make pictures | make bench | make bench-samplers | make dashboard | make serve | make clean
+# make demo | make test | make check | make docs | make pictures | make bench | make bench-samplers | make serve | make dashboard | make clean
 # Everything a target needs is set up by itself, in .venv; only Python >= 3.11 and make must be there.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check docs pictures bench bench-samplers dashboard serve help clean
+.PHONY: demo test check docs pictures bench bench-samplers serve dashboard help clean
 
 demo: $(VENV)/installed  ## compare four samplers on real digits: tuner.db, report/index.html
 	$(BIN)/tuner compare digits
@@ -30,10 +30,14 @@ bench: $(VENV)/installed-test  ## claims of speed, measured
 	$(BIN)/python tests/benchmarks/bench_caviar.py
 	$(BIN)/python tests/benchmarks/bench_ledger.py
 	$(BIN)/python tests/benchmarks/bench_service.py
+	$(BIN)/python tests/benchmarks/bench_dashboard.py
 
 bench-samplers: $(VENV)/installed-test  ## samplers on tables of real trainings; DATA=folder, see tests/benchmarks/README.md
 	$(BIN)/python -m pip install --quiet onnxruntime coco-experiment
 	$(BIN)/python tests/benchmarks/bench_samplers.py $(if $(DATA),--data $(DATA))
+
+serve: $(VENV)/installed  ## the service on tuner.db: HTTP, and the dashboard behind a login
+	$(BIN)/tuner serve
 
 dashboard: $(VENV)/installed  ## optuna-dashboard on tuner.db
 	$(BIN)/tuner dashboard

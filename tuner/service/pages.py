@@ -267,7 +267,8 @@ async def _read_form(request: Request) -> dict[str, str]:
     async for chunk in request.stream():
         body += chunk
         if len(body) > FORM_BYTES:
-            raise RefusedError(413, "too_large", f"the form has at most {FORM_BYTES} bytes")
+            detail = f"the form has at most {FORM_BYTES} bytes"
+            raise RefusedError(413, "too_large", detail, headers={"Connection": "close"})
     try:
         found = parse_qs(body.decode(), max_num_fields=10)
     except ValueError:

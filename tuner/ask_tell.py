@@ -425,13 +425,16 @@ class AskTell:
         with self.ledger.transaction(Mode.READ) as session:
             return self.ledger.spent(session, self._study_id)
 
-    def adjust(self, number: int, values: Mapping[str, Any], *, by: str = "hand") -> None:
+    def adjust(
+        self, number: int, values: Mapping[str, Any], *, by: str = "hand", key: str | None = None
+    ) -> None:
         """Let a running trial, wherever it runs, go on with other hyperparameters after its next report.
 
         Args:
             number: of the trial.
             values: new values by name; whether the objective can adjust these, the caller has to know.
             by: who wants it.
+            key: 32 characters that name this command: given again with the same, it is the same.
 
         Raises:
             NotFoundError: there is no such trial.
@@ -440,11 +443,11 @@ class AskTell:
         """
         if not values:
             raise DefinitionError("an adjustment needs at least one hyperparameter; got none")
-        self._command(number, Command("adjust", dict(values), by))
+        self._command(number, Command("adjust", dict(values), by, key or uuid.uuid4().hex))
 
-    def stop(self, number: int, *, by: str = "hand") -> None:
-        """Let a running trial, wherever it runs, end with its next report; errors as in `adjust`."""
-        self._command(number, Command("stop", {}, by))
+    def stop(self, number: int, *, by: str = "hand", key: str | None = None) -> None:
+        """Let a running trial, wherever it runs, end with its next report; arguments and errors as in `adjust`."""
+        self._command(number, Command("stop", {}, by, key or uuid.uuid4().hex))
 
     @patiently
     def require(self, lease: Lease) -> None:

@@ -41,6 +41,9 @@ __all__ = ["StudyManager", "StudySummary"]
 
 DEFINITION = "tuner:definition"
 
+IMPORTED = "tuner:imported"
+"""The attribute that names the request by which a study was imported."""
+
 COMPARISON_DOCUMENT = "tuner:comparison:"
 """Begins the attribute of a comparison's first study that holds its definition; the name follows."""
 
@@ -367,8 +370,12 @@ class StudyManager:
         return dump(definition, trials, spent)
 
     @patiently
-    def import_study(self, document: StudyDocument) -> None:
+    def import_study(self, document: StudyDocument, *, request_id: str | None = None) -> None:
         """Make the study that a document describes, with its trials, in one transaction.
+
+        Args:
+            document: the study.
+            request_id: names this request: asked again with the same, it is done already.
 
         Raises:
             ConflictError: there is a study of this name.
@@ -381,12 +388,14 @@ class StudyManager:
         epochs, seconds = document.spent.epochs, document.spent.seconds
         try:
             with self._ledger.transaction() as session:
-                study_id = self._create(session, definition, {})
+                study_id = self._create(session, definition, {IMPORTED: request_id} if request_id else {})
                 self._database.add_trials(session, study_id, trials)
                 self._ledger.spend(
                     session, study_id, trials=ended, ended=ended, epochs=epochs, seconds=seconds
                 )
         except optuna.exceptions.DuplicatedStudyError:
+            if request_id is not None and self.load(definition.name).user_attrs.get(IMPORTED) == request_id:
+                return
             raise ConflictError(
                 f"there is a study {definition.name!r} already; nothing was imported"
             ) from None

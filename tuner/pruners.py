@@ -25,8 +25,13 @@ from tuner.errors import DefinitionError
 
 __all__ = ["PRUNERS", "AnyPruner"]
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+LARGEST = 2**31 - 1
+"""Of an epoch's number, and of what is counted in epochs or trials: powers of larger ones take for ever."""
+
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+Factor = Annotated[int, Field(ge=2, le=LARGEST)]
+Rungs = Annotated[int, Field(ge=0, le=64)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -98,10 +103,12 @@ class SuccessiveHalvingSettings(_Settings):
 
     name: Literal["successive-halving"] = "successive-halving"
     min_epochs: Positive = Field(default=1, description="The first rung.")
-    reduction_factor: Annotated[int, Field(ge=2)] = Field(
+    reduction_factor: Factor = Field(
         default=4, description="One in so many goes on, for so many times the epochs."
     )
-    min_early_stopping_rate: Count = Field(default=0, description="Rungs left out at the bottom.")
+    min_early_stopping_rate: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=0, description="Rungs left out at the bottom."
+    )
 
     def build(self) -> BasePruner:
         """See `_Settings.build`."""
@@ -118,7 +125,7 @@ class HyperbandSettings(_Settings):
     name: Literal["hyperband"] = "hyperband"
     min_epochs: Positive = Field(default=1, description="The first rung of the most eager bracket.")
     max_epochs: Positive = Field(description="The epochs of a trial that is never stopped.")
-    reduction_factor: Annotated[int, Field(ge=2)] = Field(default=3, description="As in successive-halving.")
+    reduction_factor: Factor = Field(default=3, description="As in successive-halving.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -20,7 +20,7 @@ from starlette.types import Message
 from test_studies import STUDY
 
 from tuner.errors import StorageUnavailableError
-from tuner.service.limits import BODY_BYTES, LARGE_BYTES, RefusedError, check_json
+from tuner.service.limits import BODY_BYTES, LARGE_BYTES, Limits, RefusedError, check_json
 from tuner.storage import Mode
 
 AT = "/v1/studies/s/trials/0"
@@ -213,6 +213,24 @@ def test_a_large_body_is_refused_with_flat_memory(sqlite_url: str, is_said: bool
             tracemalloc.stop()
     assert answer == (413, 0 if is_said else BODY_BYTES // 65536 + 1)
     assert peak < 4 * BODY_BYTES
+
+
+def test_a_body_that_does_not_come_is_not_waited_for_for_ever() -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def never(*_: Any) -> None:
+        raise AssertionError
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/studies", "headers": [], "state": {}}
+    anyio.run(Limits(never, read_seconds=0.01), scope, receive, send)
+    assert sent[0]["status"] == 408
 
 
 def test_a_checkpoint_may_be_larger_but_not_at_will(trial: Api) -> None:

@@ -63,6 +63,10 @@ def test_create_again_and_another(service: Api) -> None:
         ({"space": {"x": {"type": {}, "low": 0, "high": 1}}}, "space.x"),
         ({"system_attrs": {}}, "system_attrs: unknown key"),
         ({"sampler": {"name": "grid", "points": 10**9}}, "sampler"),
+        ({"sampler": {"name": "grid", "levels": {"x": [0.5] * 1025, "c": ["a"]}}}, "1024"),
+        ({"sampler": {"name": "tpe", "candidates": 10**9}}, "100000"),
+        ({"pruner": {"name": "successive-halving", "min_early_stopping_rate": 10**9}}, "64"),
+        ({"pruner": {"name": "hyperband", "max_epochs": 10**300}}, str(2**31 - 1)),
     ],
 )
 def test_what_breaks_a_rule_is_refused_with_the_rule(service: Api, change: dict[str, Any], says: str) -> None:
@@ -70,6 +74,13 @@ def test_what_breaks_a_rule_is_refused_with_the_rule(service: Api, change: dict[
     assert problem["type"] == "urn:tuner:invalid"
     assert says in problem["detail"]
     assert service.get("/v1/studies")["studies"] == []
+
+
+@pytest.mark.parametrize("free", [2, 256])
+def test_a_grid_for_a_large_budget_is_not_larger_than_grids_are(service: Api, free: int) -> None:
+    space = {f"p{k}": {"low": 0.0, "high": 1.0} for k in range(free)}
+    grid = {"name": "g", "space": space, "sampler": {"name": "grid"}, "budget": {"trials": 10**15}}
+    assert service.post("/v1/studies", grid, 201)["budget"]["trials"] <= 1_000_000
 
 
 def test_what_a_study_has_come_to(service: Api) -> None:
@@ -150,6 +161,9 @@ def test_importances_are_those_of_the_parameters(service: Api) -> None:
     space = {"x": {"low": 0.0, "high": 1.0}, "y": {"low": 0.0, "high": 1.0}}
     service.post("/v1/studies", {**STUDY, "space": space, "budget": {}}, 201)
     assert service.get("/v1/studies/s/importances") == {"importances": {}}
+    for _ in range(2):
+        run_one(service)
+    assert set(service.get("/v1/studies/s/importances")["importances"]) == {"x", "y"}
     for _ in range(4):
         for trial in service.post("/v1/studies/s/trials:ask", {"client_id": "w", "count": 10})["trials"]:
             told = {"fence": 1, "state": "complete", "value": trial["params"]["x"] ** 2}

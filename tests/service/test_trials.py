@@ -19,6 +19,7 @@ from tuner.ask_tell import AskTell
 from tuner.ledger import Owner
 from tuner.service.desk import owner
 from tuner.service.identity import Identity, Role
+from tuner.storage import Mode
 
 ASK = "/v1/studies/s/trials:ask"
 
@@ -145,7 +146,8 @@ def test_the_owner_of_a_lease_is_never_a_process_that_could_be_gone() -> None:
 
 def test_what_a_person_wants_arrives_with_the_next_report(service: Api) -> None:
     trial = begin(service)
-    service.post(f"{at(trial)}:adjust", {"values": {"learning_rate": 0.5}})
+    for _ in range(2):  # the same command, once
+        service.post(f"{at(trial)}:adjust", {"values": {"learning_rate": 0.5}}, **{"Idempotency-Key": "k"})
     heard = {"answer": "adjust", "adjustment": {"learning_rate": 0.5}, "by": "admin"}
     assert service.post(f"{at(trial)}:heartbeat", {"fence": 1}) == heard
     report = {"fence": 1, "values": [{"step": 1, "value": 1.0}]}
@@ -156,6 +158,9 @@ def test_what_a_person_wants_arrives_with_the_next_report(service: Api) -> None:
     service.post(f"{at(trial)}:tell", {"fence": 1, "state": "pruned", "value": 1.0})
     assert service.post(f"{at(trial)}:stop", None, 409)["type"] == "urn:tuner:conflict"
     service.post("/v1/studies/s/trials/5:stop", None, 404)
+    database = service.app.state.desk.manager.ledger.database
+    with database.transaction(Mode.READ) as session:
+        assert session.scalar(sa.text("SELECT COUNT(*) FROM tuner_commands")) == 2
 
 
 def test_an_enqueued_point_is_the_next_and_once(service: Api) -> None:

@@ -127,9 +127,11 @@ class GridSettings(_Settings):
     by_priority: ClassVar[bool] = False
     several_objectives: ClassVar[bool] = True
     name: Literal["grid"] = "grid"
-    levels: dict[str, list[str | int | float | bool | None]] | None = Field(
-        default=None,
-        description="Values by parameter; by default as many as the budget of trials allows, evenly on each scale.",
+    levels: dict[str, Annotated[list[str | int | float | bool | None], Field(max_length=1024)]] | None = (
+        Field(
+            default=None,
+            description="Values by parameter; by default as many as the budget of trials allows, evenly on each scale.",
+        )
     )
 
     def build(self, context: SamplerContext) -> GridSampler:
@@ -203,7 +205,7 @@ class TPESettings(_Settings):
     startup_trials: Annotated[int, Field(ge=0)] = Field(
         default=10, description="Random trials before the model."
     )
-    candidates: Annotated[int, Field(ge=1)] = Field(
+    candidates: Annotated[int, Field(ge=1, le=100_000)] = Field(
         default=24, description="Candidates per choice, of which the best expected one is taken."
     )
     multivariate: bool | None = Field(
@@ -261,7 +263,7 @@ class CmaEsSettings(_Settings):
     startup_trials: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Random trials before the first generation."
     )
-    population: Annotated[int, Field(ge=3)] | None = Field(
+    population: Annotated[int, Field(ge=3, le=10_000)] | None = Field(
         default=None, description="Trials a generation; by default 4 + 3 log(parameters)."
     )
 
@@ -335,7 +337,7 @@ class PopulationSettings(_Settings):
 
     by_priority: ClassVar[bool] = False
     name: Literal["population-based"] = "population-based"
-    population: Annotated[int, Field(ge=2)] = Field(
+    population: Annotated[int, Field(ge=2, le=10_000)] = Field(
         default=8, description="Trainings that go on side by side; each begins at a random point."
     )
     interval: Annotated[int, Field(ge=1)] = Field(

@@ -107,6 +107,7 @@ def fit_levels(space: Space, points: int) -> dict[str, list[Any]]:
     Raises:
         DefinitionError: not even all choices of the categorical parameters fit.
     """
+    points = min(points, LARGEST_GRID)
     whole = {n for n, p in space.items() if isinstance(p, CategoricalParameter) and not p.ordered}
     counts = {n: (p.size or 1) if n in whole else 1 for n, p in space.items()}
     if math.prod(counts.values()) > points:

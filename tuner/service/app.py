@@ -104,7 +104,7 @@ async def _reap(desk: Desk, seconds: float) -> None:
         await anyio.sleep(seconds)
         try:
             with patience(seconds):
-                await anyio.to_thread.run_sync(desk.reap, limiter=own_thread)
+                await anyio.to_thread.run_sync(desk.reap, limiter=own_thread, abandon_on_cancel=True)
         except StorageError as error:
             _log.warning("could not look for lost workers: %s", error)
         except Exception:  # noqa: BLE001 - the next look may go better

@@ -11,14 +11,14 @@ from tuner.comparison import ComparisonResult
 from tuner.definition import ComparisonDefinition
 from tuner.errors import DefinitionError, NotFoundError
 from tuner.report import finite, page
-from tuner.service.desk import Desk, DeskOf
+from tuner.service.desk import Desk, DeskOf, request_digest
 from tuner.service.identity import Identity
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
 from tuner.service.paths import STUDY, ComparisonName, StudyName
 from tuner.service.problems import responses
 from tuner.service.schemas import ComparisonBrief, Comparisons, ComparisonView, ExportedStudy, StudyView
 from tuner.service.studies import Viewer, operator, study_view
-from tuner.service.trials import Operator
+from tuner.service.trials import Key, Operator
 from tuner.transfer import StudyDocument
 
 __all__ = ["router"]
@@ -94,12 +94,13 @@ def export_study(study: StudyName, desk: DeskOf) -> JSONResponse:
 
 
 @router.post("/studies:import", status_code=201, responses=responses(409))
-def import_study(document: StudyDocument, who: Operator, desk: DeskOf) -> StudyView:
+def import_study(document: StudyDocument, who: Operator, desk: DeskOf, key: Key = None) -> StudyView:
     """Make the study that a document describes; never over one that is there."""
     name = document.definition.name
     who.check_study(name)
     try:
-        desk.manager.import_study(document)
+        request_id = None if key is None else request_digest(who, "", "import", key)
+        desk.manager.import_study(document, request_id=request_id)
     except NotFoundError as error:  # no such objective
         raise DefinitionError(str(error)) from None
     return study_view(desk.manager, desk.manager.load(name))

@@ -23,7 +23,7 @@ from tuner.errors import NotFoundError, TunerError
 from tuner.manager import StudyManager
 from tuner.service.identity import Identity
 
-__all__ = ["Desk", "DeskOf", "desk", "owner", "request_digest"]
+__all__ = ["Desk", "DeskOf", "command_key", "desk", "owner", "request_digest"]
 
 STUDIES = 256
 """So many are kept open."""
@@ -170,6 +170,14 @@ DeskOf = Annotated[Desk, Depends(desk)]
 def owner(who: Identity, client_id: str) -> str:
     """Who has a lease. With one slash it never reads as a process of some host, which could be looked up as gone."""
     return f"http:{who.name.replace('/', '_')}/{client_id}"[:255]
+
+
+def command_key(who: Identity, key: str | None, *command: str | int) -> str | None:
+    """The key of a command that a client has named; None if it has not."""
+    if key is None:
+        return None
+    named = "\0".join(map(str, (who.name, key, *command)))
+    return hashlib.sha256(named.encode()).hexdigest()[:32]
 
 
 def request_digest(who: Identity, client_id: str, *request: str | int) -> str:

@@ -50,19 +50,30 @@ class RefusedError(Exception):
 
 
 class Limits:
-    """ASGI middleware: lets through bodies that are small enough, of the right type, and strict JSON."""
+    """ASGI middleware: lets through bodies that are small enough, of the right type, and strict JSON.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    Args:
+        app: the application.
+        read_seconds: for how long a body is waited for.
+    """
+
+    def __init__(self, app: ASGIApp, *, read_seconds: float = 60.0) -> None:
+        self.app, self.read_seconds = app, read_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 - as ASGI says
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         try:
-            body = await _read(scope, receive, _limit(scope["path"]))
+            with anyio.fail_after(self.read_seconds):
+                body = await _read(scope, receive, _limit(scope["path"]))
             if body and scope["method"] in ("POST", "PUT", "PATCH"):
                 _check(scope, body)
+        except TimeoutError:
+            late = f"the body did not come within {self.read_seconds:g} seconds"
+            answer = problem(408, late, scope=scope, headers={"Connection": "close"})
+            await answer(scope, receive, send)
+            return
         except RefusedError as refused:
             # what is still on its way is not read: the connection ends
             headers = {"Connection": "close"} if refused.status == 413 else {}
@@ -98,7 +109,9 @@ class Guard:
             task = asyncio.ensure_future(self._run(scope, receive, answer))
         try:
             while not (await asyncio.wait({task}, timeout=self._seconds))[0]:
-                if not answer.has_begun and not await self._database_answers():
+                if answer.has_begun or await self._database_answers():
+                    continue
+                if not answer.has_begun:  # nor meanwhile
                     answer.is_closed = True
                     break
         except asyncio.CancelledError:

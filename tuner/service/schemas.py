@@ -155,6 +155,8 @@ class Tell(Fenced):
     def _check(self) -> Self:
         if self.state == "complete" and self.value is None:
             raise ValueError("a completed trial needs a value; one that has none has failed")
+        if self.state == "fail" and self.value is not None:
+            raise ValueError(f"a failed trial has no value; got {self.value}")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated, Any, Protocol
 
 import optuna
@@ -215,8 +216,12 @@ def _importances(study: optuna.Study) -> dict[str, float]:
     chosen = [trial for trial in complete if trial.params][-MOST_FOR_IMPORTANCES:]
     if len(chosen) < 2:
         return {}
-    seen = optuna.create_study(direction=study.direction)  # in memory: Optuna reads all trials of a study
+    storage = optuna.storages.InMemoryStorage()  # Optuna reads all trials of a study
+    storage.create_new_study([study.direction], study.study_name)
+    seen = optuna.Study(study.study_name, storage)
     seen.add_trials(chosen)
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    found = optuna.importance.get_param_importances(seen, evaluator=evaluator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few trials it says so, and takes all parameters for equal
+        found = optuna.importance.get_param_importances(seen, evaluator=evaluator)
     return {name: float(share) for name, share in found.items()}

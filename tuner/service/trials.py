@@ -17,7 +17,7 @@ from tuner.errors import DefinitionError, LeaseLostError, NotFoundError
 from tuner.ledger import Candidate, StudyState
 from tuner.population import drop_old_checkpoints
 from tuner.samplers import PopulationSettings, segment_of
-from tuner.service.desk import Desk, DeskOf, owner, request_digest
+from tuner.service.desk import Desk, DeskOf, command_key, owner, request_digest
 from tuner.service.identity import Identity, Role, needs
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
 from tuner.service.paths import STUDY, TRIAL, Number, StudyName
@@ -225,17 +225,21 @@ def checkpoint(study: StudyName, number: Number, desk: DeskOf) -> Response:
 
 
 @router.post(f"{TRIAL}:adjust", responses=responses(404, 409))
-def adjust(study: StudyName, number: Number, body: Adjust, who: Operator, desk: DeskOf) -> Empty:
+def adjust(  # noqa: PLR0917 - FastAPI gives them by name
+    study: StudyName, number: Number, body: Adjust, who: Operator, desk: DeskOf, key: Key = None
+) -> Empty:
     """Let a running trial go on with other hyperparameters after its next report."""
     ask_tell = desk.study(study)
-    ask_tell.adjust(number, _checked(ask_tell, body.values), by=who.name or "hand")
+    named = command_key(who, key, "adjust", study, number)
+    ask_tell.adjust(number, _checked(ask_tell, body.values), by=who.name or "hand", key=named)
     return Empty()
 
 
 @router.post(f"{TRIAL}:stop", responses=responses(404, 409))
-def stop(study: StudyName, number: Number, who: Operator, desk: DeskOf) -> Empty:
+def stop(study: StudyName, number: Number, who: Operator, desk: DeskOf, key: Key = None) -> Empty:
     """Let a running trial end with its next report."""
-    desk.study(study).stop(number, by=who.name or "hand")
+    named = command_key(who, key, "stop", study, number)
+    desk.study(study).stop(number, by=who.name or "hand", key=named)
     return Empty()
 
 

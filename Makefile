@@ -42,9 +42,6 @@ serve: $(VENV)/installed  ## the service on tuner.db: HTTP, and the dashboard be
 dashboard: $(VENV)/installed  ## optuna-dashboard on tuner.db
 	$(BIN)/tuner dashboard
 
-serve: $(VENV)/installed  ## the service on http://127.0.0.1:8080, on tuner.db
-	$(BIN)/tuner serve
-
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
 

@@ -44,7 +44,7 @@ def function(trial: optuna.Trial) -> float:
 def project(tmp_path: Path) -> Path:
     """The script and what generates its client, installed."""
     if shutil.which("npm") is None:
-        absent("Node and npm are not installed")
+        pytest.skip("Node and npm are not installed")  # not required: what Debian calls so may be too old
     folder = tmp_path / "javascript"
     shutil.copytree(HERE, folder)
     install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]

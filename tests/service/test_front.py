@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -278,6 +278,38 @@ def test_log_ins_are_limited_in_all(service: Service) -> None:
 def test_forms_that_are_none(service: Service, content: bytes, kind: str, status: int) -> None:
     answer = service.anybody()("POST", "/login", content=content, headers={"Content-Type": kind})
     assert answer.status_code == status
+
+
+def test_a_form_that_does_not_come_is_not_waited_for(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.service.pages.FORM_SECONDS", 0.05)
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"token="
+        await asyncio.sleep(60)
+
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    sent: list[Any] = []
+
+    async def post() -> None:
+        chunks = slow()
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": await anext(chunks), "more_body": True}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        pairs = [
+            (name.lower().encode(), value.encode())
+            for name, value in {**headers, "Host": "localhost"}.items()
+        ]
+        scope = {"type": "http", "method": "POST", "path": "/login", "query_string": b"", "headers": pairs}
+        await service.app(scope, receive, send)
+
+    service.runner.run(post())
+    assert sent[0]["status"] == 408
 
 
 @pytest.mark.parametrize(

@@ -214,9 +214,8 @@ async def _body(receive: Receive) -> bytes:
             raise RefusedError(400, "malformed", "the connection ended before the document")
         body += message.get("body", b"")
         if len(body) > BODY_BYTES:
-            raise RefusedError(
-                413, "too_large", f"a document of the dashboard has at most {BODY_BYTES:,} bytes"
-            )
+            detail = f"a document of the dashboard has at most {BODY_BYTES:,} bytes"
+            raise RefusedError(413, "too_large", detail, headers={"Connection": "close"})
         if not message.get("more_body", False):
             return bytes(body)
 

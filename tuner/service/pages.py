@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import parse_qs, urlsplit
@@ -26,6 +27,9 @@ from tuner.service.studies import study_view
 __all__ = ["Pages"]
 
 FORM_BYTES = 4096
+
+FORM_SECONDS = 20.0
+"""So long a form is waited for."""
 
 SECONDS = 20.0
 """So long a page is waited for."""
@@ -263,12 +267,20 @@ async def _read_form(request: Request) -> dict[str, str]:
         raise RefusedError(
             415, "unsupported_media_type", "the form must be application/x-www-form-urlencoded"
         )
+    close = {"Connection": "close"}  # what is still on its way is not read
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > FORM_BYTES:
-            detail = f"the form has at most {FORM_BYTES} bytes"
-            raise RefusedError(413, "too_large", detail, headers={"Connection": "close"})
+    try:
+        async with asyncio.timeout(FORM_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > FORM_BYTES:
+                    raise RefusedError(
+                        413, "too_large", f"the form has at most {FORM_BYTES} bytes", headers=close
+                    )
+    except TimeoutError:
+        raise RefusedError(
+            408, "timeout", f"the form did not come within {FORM_SECONDS:g} s", headers=close
+        ) from None
     try:
         found = parse_qs(body.decode(), max_num_fields=10)
     except ValueError:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from starlette.types import Message
 from test_studies import STUDY
 
+from tuner.ask_tell import AskTell
 from tuner.errors import StorageUnavailableError
 from tuner.service.limits import BODY_BYTES, LARGE_BYTES, Limits, RefusedError, check_json
 from tuner.storage import Mode
@@ -308,3 +309,16 @@ def test_a_database_that_hangs_is_a_503_and_nothing_is_orphaned(
         (trial,) = service.post(ASK, asked)["trials"]
         assert trial["number"] == 0
         assert service.get("/v1/studies/s")["counts"]["running"] == 1
+
+
+def test_a_long_choice_is_waited_for(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = AskTell._choose
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return choose(*arguments)
+
+    monkeypatch.setattr(AskTell, "_choose", slowly)
+    with serving(sqlite_url, answer_seconds=0.1) as service:
+        service.post("/v1/studies", STUDY, 201)
+        assert len(service.post(ASK, {"client_id": "w"})["trials"]) == 1

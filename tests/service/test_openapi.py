@@ -36,7 +36,7 @@ CONFIG = SchemathesisConfig(
         default=ProjectConfig(
             headers=HEADERS,
             continue_on_failure=True,
-            generation=GenerationConfig(deterministic=True, max_examples=4, database="none"),
+            generation=GenerationConfig(deterministic=True, max_examples=3, database="none"),
             phases=PhasesConfig(coverage=CoveragePhaseConfig(enabled=True)),
             checks=ChecksConfig(
                 # a document may be of the right shape and still break a rule, such as low <= high

@@ -137,6 +137,23 @@ def test_a_silent_worker_loses_its_trial_without_anybody_asking(url: str) -> Non
         assert service.post(f"{at(trial)}:tell", late, 409)["type"] == "urn:tuner:lease_lost"
 
 
+def test_a_study_that_was_deleted_and_made_anew_is_another(
+    service: Api, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner.service.desk, "CHECK_SECONDS", 0.0)
+    trial = begin(service, seed=1)
+    stock = optuna.storages.RDBStorage(url)
+    optuna.delete_study(study_name="s", storage=stock)
+    stock.scoped_session.remove()
+    stock.engine.dispose()
+    service.post(ASK, {"client_id": "w"}, 404)
+    service.post("/v1/studies", {**STUDY, "space": {"other": {"low": 0.0, "high": 1.0}}}, 201)
+    told = {"fence": 1, "state": "complete", "value": 1.0}
+    service.post(f"{at(trial)}:tell", told, 404)  # that trial is not there
+    (again,) = service.post(ASK, {"client_id": "w"})["trials"]
+    assert (again["number"], set(again["params"])) == (0, {"other"})
+
+
 def test_the_owner_of_a_lease_is_never_a_process_that_could_be_gone() -> None:
     for name, client in (("1", "2"), ("a/1", "2.0"), ("n", "inf"), ("x" * 128, "y" * 128), ("", "1")):
         text = owner(Identity(name, Role.WORKER), client)

@@ -38,9 +38,9 @@ class _Shim:
 class Served:
     """The API of a database, served by a thread; it can be stopped, and started again on the same port."""
 
-    def __init__(self, database: str, *, lease_seconds: float = 60.0) -> None:
+    def __init__(self, database: str, *, lease_seconds: float = 60.0, port: int = 0) -> None:
         self._database, self._lease_seconds = database, lease_seconds
-        self.port = 0
+        self.port = port
         self._server: uvicorn.Server | None = None
 
     @property
@@ -62,6 +62,10 @@ class Served:
         while not self._server.started:
             assert self._thread.is_alive()
             time.sleep(0.01)
+
+    def join(self) -> None:
+        """Serve for as long as this process lives."""
+        self._thread.join()
 
     def stop(self) -> None:
         if self._server is not None:

@@ -20,9 +20,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tuner.errors import DefinitionError
+from tuner.errors import DefinitionError, TunerError
 from tuner.service.auth import duration
-from tuner.service.serve import Settings
+from tuner.service.serve import Settings, _listen
 
 COMMAND = [sys.executable, "-c", "from tuner.cli import main; main()"]
 
@@ -378,3 +378,10 @@ def _eventually(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_answers_are_sent_at_once() -> None:
+    with _listen("127.0.0.1", 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP  # by which asyncio knows to set TCP_NODELAY
+        with pytest.raises(TunerError, match=r"cannot listen on 127\.0\.0\.1:"):
+            _listen("127.0.0.1", listening.getsockname()[1])

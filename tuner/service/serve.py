@@ -205,9 +205,18 @@ def _alone(url: str) -> Iterator[None]:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sends answers at once only where the protocol is named; else their second part waits 40 ms for the client
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
+        if os.name == "posix":
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind((host.strip("[]"), port))
+        listening.listen(2048)
+        return listening
     except OSError as error:
+        listening.close()
         raise TunerError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
 
 

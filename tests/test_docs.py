@@ -26,6 +26,7 @@ def blocks(language: str, text: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_readmes_tour_runs(tmp_path: Path) -> None:
     tour = README.split("## A five-minute tour")[1].split("\n## ")[0]
     (tmp_path / "first.toml").write_text(blocks("toml", tour)[0])

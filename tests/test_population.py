@@ -346,7 +346,7 @@ while run_trial(ask_tell, digits_few, on_epoch=on_epoch):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     """Its process is killed in the middle of a beginning, of a segment that goes on, and of one that copies."""
     expected = StudyManager(f"sqlite:///{tmp_path}/whole.db").run(digits_study())

@@ -255,7 +255,7 @@ def panda(
 
 @app.command(
     epilog="**Examples**\n\n`tuner worker --url https://tuner.example.com --token-file worker.token`"
-    "\n\n`tuner worker --url http://127.0.0.1:8000 --token-file worker.token --study digits --workers 4`"
+    "\n\n`tuner worker --url http://127.0.0.1:8080 --token-file worker.token --study digits --workers 4`"
 )
 def worker(  # noqa: PLR0917 - each is an option of the command line
     url: Annotated[

@@ -210,7 +210,7 @@ class RemoteStudy:
         return self.ask_tell.report(lease, step, value)
 
     def heartbeat(self, lease: Lease) -> Reply:
-        """Keep the lease: a trial that is not heard of for a minute is handed to another."""
+        """Keep the lease: a trial that is not heard of for as long as it lasts is handed to another."""
         return self.ask_tell.heartbeat(lease)
 
     def keep(self, lease: Lease) -> contextlib.AbstractContextManager[None]:

@@ -233,7 +233,8 @@ def test_a_worker_runs_a_comparison_as_one_process_does(tmp_path: Path, served: 
 def test_a_dask_cluster_works_for_a_service(tmp_path: Path, served: Served) -> None:
     wanted = definition(budget={"trials": 6})
     served.manager.create(wanted)
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    # any free port: the scheduler listens for HTTP even without a dashboard, on 8787 unless told otherwise
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
     with distributed.LocalCluster(**options, local_directory=str(tmp_path)) as cluster:
         where = cluster.scheduler_address.replace("tcp://", "dask://")
         work(settings(served, study="walks"), executor=where)

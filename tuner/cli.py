@@ -1,6 +1,6 @@
 """The command line: reads settings, wires everything, maps errors to exit codes.
 
-Exit codes: 0 fine, 1 failed, 2 bad input, 130 stopped by Ctrl-C.
+Exit codes: 0 fine, 1 failed, 2 bad input, 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -38,6 +37,7 @@ from tuner.report import finite, terminal_table, write_report
 from tuner.samplers import PopulationSettings
 from tuner.schema import HEAD, exists, info, open_storage, upgrade
 from tuner.storage import DEFAULT_URL, cached, safe_url
+from tuner.termination import raise_at_termination
 from tuner.training import planned_epochs
 from tuner.trial_run import Outcome
 
@@ -633,7 +633,7 @@ def storage_upgrade(storage: StorageOption = DEFAULT_URL) -> None:
 def main() -> None:
     """The console script."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    signal.signal(signal.SIGTERM, _interrupt)
+    raise_at_termination()
     try:
         app()
     except KeyboardInterrupt:
@@ -724,10 +724,6 @@ def _epochs(n: int) -> str:
 
 def _point(params: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={_short(value)}" for name, value in params.items())
-
-
-def _interrupt(_signal: int, _frame: Any) -> None:
-    raise KeyboardInterrupt  # a container's stop is handled as Ctrl-C is
 
 
 def _exit(error: TunerError, code: int) -> NoReturn:

@@ -27,6 +27,7 @@ from tuner.population import CheckpointGoneError, Task, drop_old_checkpoints, pl
 from tuner.resumption import Keeper, Resumption, find_resumption
 from tuner.samplers.population import ENDED, ENDED_WITH
 from tuner.storage import explain, patiently
+from tuner.termination import interruptible
 from tuner.training import TrainingError, planned_epochs
 from tuner.worker_side import WorkerSide
 
@@ -174,7 +175,8 @@ class _EpochRun:
         clock = self.started
         while outcome is None:
             try:
-                epoch = self.training.advance()
+                with interruptible():
+                    epoch = self.training.advance()
             except AdjustmentRefusedError as refusal:
                 attrs = {**self.training.adjustments.attrs(), "refused": str(refusal)}
                 self.ask_tell.set_attrs(self.lease, attrs)
@@ -264,7 +266,8 @@ def _has_ended(training: AdjustableTraining) -> bool:
     if planned is not None:
         return training.epoch >= planned
     try:
-        return training.advance() is None
+        with interruptible():
+            return training.advance() is None
     except (TrainingError, AdjustmentRefusedError):
         return False
 
@@ -383,7 +386,8 @@ def _run_function(
         trial = _GivenTrial(ask_tell, lease, stopping)
     stopped: dict[str, str] = {}
     try:
-        value: float | None = float(function(cast("optuna.Trial", trial)))
+        with interruptible():
+            value: float | None = float(function(cast("optuna.Trial", trial)))
         if value is not None and math.isnan(value):
             raise Diverged(max(1, len(lease.values)), "the value is not a number")
         state = TrialState.COMPLETE

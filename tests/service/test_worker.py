@@ -282,20 +282,37 @@ def cli(served: Served, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
         "token",
     ]
     return subprocess.Popen(
-        [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        [*command, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        start_new_session=True,
     )
 
 
-@pytest.mark.parametrize("executor", ["threads", "processes"])
-def test_the_command_stops_in_order(tmp_path: Path, served: Served, executor: str) -> None:
+@pytest.mark.parametrize(
+    ("executor", "stop"),
+    [
+        ("threads", lambda worker: worker.terminate()),
+        ("processes", lambda worker: worker.terminate()),
+        ("processes", lambda worker: os.killpg(worker.pid, signal.SIGTERM)),
+        pytest.param(
+            *("processes", lambda worker: os.killpg(worker.pid, signal.SIGHUP)), marks=pytest.mark.long
+        ),
+    ],
+    ids=["threads", "the parent", "the whole group", "a closed terminal"],
+)
+def test_the_command_stops_in_order(tmp_path: Path, served: Served, executor: str, stop: Any) -> None:
     served.manager.create(definition(fixed={"pause": 0.05, "epochs": 1000}, pruner={"name": "none"}))
     worker = cli(served, tmp_path, "--workers", "2", "--executor", executor)
     study = served.manager.load("walks")
     wait_for(lambda: sum(bool(t.intermediate_values) for t in study.get_trials()) == 2, "no two trials run")
-    worker.terminate()
+    stop(worker)
     _, said = worker.communicate(timeout=60)
     assert worker.returncode == 130, said
     assert "walks trial 0 was given back" in said
+    assert "Traceback" not in said
     assert "Stopped. 0 trials have ended here" in said
     trials = study.get_trials()
     assert [trial.state for trial in trials] == [TrialState.WAITING] * 2
@@ -306,6 +323,33 @@ def test_the_command_stops_in_order(tmp_path: Path, served: Served, executor: st
     again = ask_tell.ask()
     assert again is not None
     assert again.attempt == 1
+
+
+OVERDUE = f"import tuner.termination\ntuner.termination.GRACE_SECONDS = 0.2\n{SCRIPT}"
+"""Its processes leave a training that they should have ended, soon."""
+
+
+@pytest.mark.parametrize("to", [pytest.param("the parent", marks=pytest.mark.long), "the whole group"])
+def test_a_stop_does_not_wait_for_an_epoch_that_takes_long(tmp_path: Path, served: Served, to: str) -> None:
+    served.manager.create(definition(fixed={"pause": 300.0}))
+    (tmp_path / "script.py").write_text(OVERDUE)
+    command = [sys.executable, "script.py", served.url, "processes", "600"]
+    worker = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
+    )
+    ask_tell = served.manager.ask_tell("walks")
+    wait_for(lambda: len(ask_tell.open_leases()) == 2, "no two trials run")
+    time.sleep(0.5)  # they train
+    (os.killpg if to == "the whole group" else os.kill)(worker.pid, signal.SIGTERM)
+    _, said = worker.communicate(timeout=60)
+    assert worker.returncode == 143, said
+    assert ask_tell.open_leases() == []
+    assert [trial.state for trial in ask_tell.study.get_trials()] == [TrialState.WAITING] * 2
+    again = ask_tell.ask()
+    assert again is not None
+    assert (again.number, again.attempt) == (0, 1), (
+        "another has it at once, and no attempt is held against it"
+    )
 
 
 def test_the_command_ends_with_its_study(tmp_path: Path, served: Served) -> None:

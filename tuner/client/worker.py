@@ -2,7 +2,8 @@
 
 Each task of the pool asks for one trial, runs it and comes back; while there is none, one task after the other asks,
 ever more rarely. The database is never seen here. A stop (Ctrl-C, SIGTERM) reaches the workers of this machine through
-a file, at which they look after each epoch: they give their trials back. On other machines they finish them.
+a file, and those of a Dask cluster through Dask: they look after each epoch, and give their trials back. Workers that
+an executor of the user's own has on other machines finish them.
 """
 
 from __future__ import annotations
@@ -18,27 +19,37 @@ import traceback
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from concurrent.futures import BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tuner.ask_tell import Lease
 from tuner.catalogue import find_objective, objective_names
-from tuner.client.client import FAILURES_IN_A_ROW, KEEP_SECONDS, Waiting, failed_too_often
+from tuner.client.client import KEEP_SECONDS, LONGEST_WAIT, Waiting
 from tuner.client.documents import WorkerTrial, read
 from tuner.client.http import PATIENCE, Transport
 from tuner.client.remote import RemoteAskTell, this_process
 from tuner.errors import DefinitionError, LeaseLostError, NotFoundError, ServiceUnavailableError, TunerError
-from tuner.executors import Pool, Where, find_executor, is_lost_worker, one_thread, submit
+from tuner.executors import (
+    FAILURES_IN_A_ROW,
+    Losses,
+    Pool,
+    Where,
+    WorkerLostError,
+    ended_first,
+    find_executor,
+    one_thread,
+    result_of,
+    submit,
+    submit_greeting,
+)
+from tuner.termination import Terminated, is_ending, terminations_raised
 from tuner.trial_run import Outcome, run_leased
 
 __all__ = ["WorkerSettings", "work"]
 
 _log = logging.getLogger(__name__)
-
-LOST_IN_A_ROW = 10
-"""So often in a row worker processes may die without a single trial's end."""
 
 LOOK_SECONDS = 0.2
 """How often a worker looks, at most, whether it is to stop."""
@@ -48,9 +59,6 @@ PROBE_SECONDS = 1.0
 
 JOBS_KEPT = 4
 """Of so many jobs a process keeps the connection: those of a cluster serve one after the other."""
-
-CHECK_SECONDS = 5.0
-"""How often, while trials run, their pool is asked whether it is well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +109,18 @@ def work(
         DefinitionError: there is no such executor, or the study names no objective.
         TunerError: too many trials failed in a row, or worker processes keep dying.
         KeyboardInterrupt: passed on, after the running trials were given back.
+        SystemExit: after SIGTERM, likewise, where the program does nothing else about it.
     """
     if workers < 1:
         raise DefinitionError(f"workers must be at least 1; got {workers}")
-    open_pool = find_executor(executor)
+    open_pool = find_executor(executor, is_gentle=True)
     objectives = _loadable(on_news)
     with settings.transport() as transport:  # mistakes show before any worker starts
         if settings.study is None:
             transport.get("/v1/studies", page_size=1)
         else:
             _objective_of(RemoteAskTell(transport, settings.study))
-    with tempfile.TemporaryDirectory(prefix="tuner-worker-") as folder, one_thread():
+    with terminations_raised(), tempfile.TemporaryDirectory(prefix="tuner-worker-") as folder, one_thread():
         job = _Job(settings, objectives, Path(folder, "stop"))
         loop = _Loop(job, workers, idle, on_outcome, on_news)
         try:
@@ -143,16 +152,26 @@ class _Job:
     settings: WorkerSettings
     objectives: tuple[str, ...]
     stop_file: Path
+    job_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def stop(self) -> None:
-        """Let the workers of this machine give their trials back."""
+    def stop(self, pool: Pool) -> None:
+        """Let the workers give their trials back."""
         with contextlib.suppress(OSError):
             self.stop_file.touch()
+        pool.run_on_all(functools.partial(_stop_here, self.job_id))
 
     @property
     def is_stopping(self) -> bool:
         """Whether they are to."""
-        return self.stop_file.exists()
+        return self.job_id in _stopped or self.stop_file.exists()
+
+
+_stopped: set[str] = set()
+"""The ids of jobs whose stop has reached this process through the executor."""
+
+
+def _stop_here(job_id: str) -> None:
+    _stopped.add(job_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +206,8 @@ class _Connection:
         if handed is None:
             return self._nothing()
         side, lease = handed
-        stopping = _Throttled(lambda: self._job.is_stopping)
-        if stopping():
+        looking = _Throttled(lambda: self._job.is_stopping)
+        if looking():
             side.release(lease)
             return _Turn()
         try:
@@ -199,7 +218,9 @@ class _Connection:
         one_thread()
         keep_every = self._job.settings.keep_seconds
         try:
-            return _Turn(run_leased(side, lease, objective, stopping, keep_every=keep_every))
+            return _Turn(
+                run_leased(side, lease, objective, lambda: is_ending() or looking(), keep_every=keep_every)
+            )
         except ServiceUnavailableError as error:
             return _Turn(news=f"{side.definition.name} trial {lease.number} was left: {error}")
 
@@ -299,25 +320,27 @@ class _Loop:
     _busy_at: float = field(default_factory=time.monotonic)
     _is_idle: bool = False
     _news: str = ""
-    _lost: int = 0
+    _deaths: Losses = field(default_factory=Losses)
     _failures: Counter[str] = field(default_factory=Counter)
 
     def run_in(self, pool: Pool) -> None:
         """Run trials in a pool until there is nothing to do, or the pool breaks."""
+        greeting = submit_greeting(pool)
         try:
             while self.goes_on:
                 self._fill(pool)
-                self._take_done(pool)
+                self._take_done(pool, greeting)
         except BrokenExecutor as error:
             if not pool.is_renewable:
                 raise TunerError(f"the executor broke: {error}") from None
+            self._deaths.count_start(greeting)
             ended = [future for future in self._running if future.done() and future.exception() is None]
             self._running.clear()
             for future in ended:
                 self._take(future)
             self._count_loss()
-        except BaseException:
-            self._stop(pool)
+        except BaseException as reason:
+            self._stop(pool, in_a_hurry=isinstance(reason, Terminated))
             raise
 
     def _fill(self, pool: Pool) -> None:
@@ -330,37 +353,31 @@ class _Loop:
         if self._is_idle:
             self._ask_at = now + PROBE_SECONDS
 
-    def _take_done(self, pool: Pool) -> None:
+    def _take_done(self, pool: Pool, greeting: Future[None]) -> None:
         """Wait for news, and take up what tasks have come back with."""
-        until_ask = max(0.0, self._ask_at - time.monotonic())
         has_room = len(self._running) < self.workers
-        patience = min(until_ask, CHECK_SECONDS) if has_room else CHECK_SECONDS
+        patience = max(0.0, self._ask_at - time.monotonic()) if has_room else float("inf")
         if not self._running:
-            time.sleep(patience)
+            time.sleep(min(patience, LONGEST_WAIT))
             return
-        done = wait(self._running, timeout=patience, return_when=FIRST_COMPLETED).done
-        if not done:
-            pool.check()
-        for future in done:
+        for future in ended_first(pool, [*self._running, *([] if greeting.done() else [greeting])], patience):
+            if future is greeting:
+                continue  # else it broke with all others
             del self._running[future]
+            self._deaths.started()
             self._take(future)
 
     def _take(self, future: Future[_Turn]) -> None:
         try:
-            turn = future.result()
-        except (TunerError, BrokenExecutor):
-            raise
-        except Exception as error:
-            if not is_lost_worker(error):
-                raise TunerError(
-                    f"a worker cannot be given a trial to run: {type(error).__name__}: {error}"
-                ) from error
+            turn: _Turn = result_of(future)
+        except WorkerLostError:
             self._count_loss()
             return
         if turn.outcome is None:
             self._wait_for_more(turn)
             return
-        self._lost, self._is_idle, self._ask_at, self._news = 0, False, 0.0, ""
+        self._deaths.reset()
+        self._is_idle, self._ask_at, self._news = False, 0.0, ""
         self._busy_at = time.monotonic()
         self._waiting.reset()
         self.on_outcome(turn.outcome)
@@ -381,18 +398,23 @@ class _Loop:
     def _count_failure(self, outcome: Outcome) -> None:
         self._failures[outcome.study] = self._failures[outcome.study] + 1 if outcome.is_error else 0
         if self._failures[outcome.study] >= FAILURES_IN_A_ROW:
-            raise failed_too_often(outcome.study, outcome)
+            raise TunerError(
+                f"{outcome.study}: stopped, as {FAILURES_IN_A_ROW} trials in a row failed; "
+                f"the last (trial {outcome.number}) with {outcome.failure} (they count in the budget)"
+            )
 
     def _count_loss(self) -> None:
-        self._lost += 1
-        if self._lost >= LOST_IN_A_ROW:
-            raise TunerError(f"worker processes died {self._lost} times in a row (killed, or out of memory?)")
-        _log.warning("a worker process died; its trial will be run again once its lease has run out")
+        self._deaths.count()
+        _log.warning(
+            "a worker process died; what it did not give back will be run again once the lease has run out"
+        )
 
-    def _stop(self, pool: Pool) -> None:
+    def _stop(self, pool: Pool, *, in_a_hurry: bool) -> None:
         """Let running trials be given back after their epoch; at another Ctrl-C leave them at once."""
-        self.job.stop()
         try:
+            if in_a_hurry:
+                pool.hurry()
+            self.job.stop(pool)
             if running := sum(not future.done() for future in self._running):
                 self.on_news(f"waiting for {running} trials to end their epoch; Ctrl-C again leaves at once")
             left = wait(self._running, timeout=pool.patience).not_done

@@ -306,7 +306,7 @@ def _processes(workers: int, *, is_gentle: bool) -> Iterator[Pool]:
 
 
 def _start_resource_tracker() -> None:
-    """Start the process that `multiprocessing` cleans up by, so that it outlives a closed terminal as it does Ctrl-C."""
+    """Start the process that `multiprocessing` cleans up by, so that a closed terminal does not end it."""
     if not hasattr(signal, "pthread_sigmask"):
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # which it inherits

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = [
+    "CHECK_SECONDS",
     "FAILURES_IN_A_ROW",
     "GOES_ON",
     "Losses",
@@ -137,10 +138,15 @@ def find_executor(where: Where, *, is_gentle: bool = False) -> OpenPool:
     Raises:
         DefinitionError: there is none of this name.
         MissingDependencyError: it is Dask, which is not installed.
+        TunerError: this is a worker process, which imports the script that began it: a script without its guard.
     """
     if isinstance(where, Executor):
         return functools.partial(_foreign, where)
     if where == "processes":
+        if getattr(
+            multiprocessing.current_process(), "_inheriting", False
+        ):  # as `multiprocessing.spawn` asks itself
+            raise TunerError(CANNOT_START)
         return functools.partial(_processes, is_gentle=is_gentle)
     if where == "threads":
         return _threads

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,6 +230,29 @@ def test_a_worker_runs_a_comparison_as_one_process_does(tmp_path: Path, served: 
             assert remote == [told(trial) for trial in manager.load(name).trials]
 
 
+def test_a_worker_of_a_comparison_ends_with_it(served: Served) -> None:
+    arms = [{"name": name, "sampler": {"name": name}} for name in ("random", "sobol")]
+    document = {
+        "name": "duel",
+        "objective": "walk",
+        "budget": {"trials": 2},
+        "space": {"x": {"low": 0.0, "high": 1.0}},
+        "comparison": {"seeds": 2, "arms": arms},
+    }
+    served.manager.create(definition("another"))
+    news: list[str] = []
+    with Client(served.url, "token-of-operator") as client:
+        client.compare(document)
+        client.study("duel.sobol.seed-1").stop()
+        work(settings(served, study="duel"), executor="threads", workers=2, on_news=news.append)
+        ended = {member["study"]: member["trials"] for member in client.comparison("duel")["members"]}
+    assert ended == {
+        "duel.random.seed-0": 2, "duel.sobol.seed-0": 2, "duel.random.seed-1": 2, "duel.sobol.seed-1": 0
+    }  # fmt: skip
+    assert news[0] == f"working for {served.url}: comparison duel (4 studies); 2 at once, in threads"
+    assert served.manager.ask_tell("another").spent().trials == 0
+
+
 @pytest.mark.long
 def test_a_dask_cluster_works_for_a_service(tmp_path: Path, served: Served) -> None:
     wanted = definition(budget={"trials": 6})
@@ -357,6 +381,10 @@ def test_the_command_ends_with_its_study(tmp_path: Path, served: Served) -> None
     worker = cli(served, tmp_path, "--study", "walks", "--executor", "threads")
     out, said = worker.communicate(timeout=60)
     assert (worker.returncode, out) == (0, ""), said
+    banner = said.splitlines()[0]
+    assert banner.startswith(f"working for {served.url}: study walks (objective walk); ")
+    assert banner.endswith(" at once, in threads")
+    assert "\x1b" not in said
     assert "walks trial 2: complete, value " in said
     assert said.endswith("3 trials have ended here\n")
 
@@ -457,3 +485,37 @@ def test_a_worker_waits_out_a_service_that_is_away(tmp_path: Path, served: Serve
     spent = served.manager.ask_tell("walks").spent()
     reported = sum(len(t.intermediate_values) for t in served.manager.load("walks").trials)
     assert spent == Spent(trials=12, ended=12, epochs=reported, seconds=spent.seconds)
+
+
+def test_a_service_that_is_away_is_said_once_and_so_is_its_return(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.client.worker.CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("tuner.executors.CHECK_SECONDS", 0.1)
+    news: list[str] = []
+
+    def note(line: str) -> None:
+        news.append(line)
+        if "any open study" in line:
+            served.stop()
+            threading.Timer(1.0, served.start).start()
+        if line.endswith("is back"):
+            served.manager.create(definition(budget={"trials": 1}))
+
+    work(settings(served), executor="threads", idle=2.0, on_news=note)
+    banner, away, back, *_ = news
+    assert banner.startswith(f"working for {served.url}: any open study of the objectives ackley, ")
+    assert away.startswith(f"{served.url} cannot be reached: ")
+    assert away.endswith("; trying again every few seconds")
+    assert back == f"{served.url} is back"
+    assert sum("cannot be reached" in line for line in news) == 1
+    assert served.manager.ask_tell("walks").spent().ended == 1
+
+
+@pytest.mark.long  # tests/test_caviar.py has the same of a run
+def test_a_script_without_its_guard_is_told_so_at_once(tmp_path: Path, served: Served) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT.replace('if __name__ == "__main__":', "if True:"))
+    worker = start(tmp_path, served.url, "processes", "0")
+    said, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 1
+    assert "worker processes cannot start. A script that runs studies must begin" in said.splitlines()[-1]

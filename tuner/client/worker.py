@@ -22,16 +22,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from urllib.parse import quote
 
 from tuner.ask_tell import Lease
 from tuner.catalogue import find_objective, objective_names
 from tuner.client.client import KEEP_SECONDS, LONGEST_WAIT, Waiting
 from tuner.client.documents import WorkerTrial, read
-from tuner.client.http import PATIENCE, Transport
+from tuner.client.http import PATIENCE, TIMEOUT, Transport
 from tuner.client.remote import RemoteAskTell, this_process
+from tuner.definition import ComparisonDefinition
 from tuner.errors import DefinitionError, LeaseLostError, NotFoundError, ServiceUnavailableError, TunerError
 from tuner.executors import (
+    CHECK_SECONDS,
     FAILURES_IN_A_ROW,
     Losses,
     Pool,
@@ -57,6 +60,12 @@ LOOK_SECONDS = 0.2
 PROBE_SECONDS = 1.0
 """A task that asks while there was nothing, and is not back after so many seconds, has found a trial."""
 
+OVER = ("stopped", "archived")
+"""States of a study that hands out no trial any more."""
+
+SHOWN = 4
+"""So many objectives are named to people."""
+
 JOBS_KEPT = 4
 """Of so many jobs a process keeps the connection: those of a cluster serve one after the other."""
 
@@ -65,7 +74,8 @@ JOBS_KEPT = 4
 class WorkerSettings:
     """Whom a worker serves.
 
-    `study` is the one whose trials it runs; None: all whose objectives it has. `keep_seconds` is how often, at most, it
+    `study` is the one whose trials it runs, or a comparison, all of whose studies it runs; None: all whose objectives
+    it has. `keep_seconds` is how often, at most, it
     uploads a checkpoint for the next attempt at a trial. The rest is as in `tuner.client.Client`.
     """
 
@@ -77,10 +87,16 @@ class WorkerSettings:
     ca_file: str | None = None
     keep_seconds: float = KEEP_SECONDS
 
-    def transport(self) -> Transport:
-        """A way to the service."""
+    def transport(self, *, patience: float | None = None, timeout: float = TIMEOUT) -> Transport:
+        """A way to the service; with another patience, if one is given."""
+        patience = self.patience if patience is None else patience
         return Transport(
-            self.url, self.token, patience=self.patience, allow_http=self.allow_http, ca_file=self.ca_file
+            self.url,
+            self.token,
+            patience=patience,
+            timeout=timeout,
+            allow_http=self.allow_http,
+            ca_file=self.ca_file,
         )
 
 
@@ -101,11 +117,11 @@ def work(
         executor: where, see `tuner.executors`.
         idle: end after so many seconds without any trial; None: wait for further ones for ever.
         on_outcome: called in this thread with each trial's end.
-        on_news: called in this thread with a line on what is waited for.
+        on_news: called in this thread with a line on what is served, and on what is waited for.
 
     Raises:
         AccessDeniedError: the token is unknown, or is not for workers.
-        NotFoundError: there is no such study, or no objective is installed here.
+        NotFoundError: there is no such study or comparison, or no objective of it is installed here.
         DefinitionError: there is no such executor, or the study names no objective.
         TunerError: too many trials failed in a row, or worker processes keep dying.
         KeyboardInterrupt: passed on, after the running trials were given back.
@@ -115,20 +131,97 @@ def work(
         raise DefinitionError(f"workers must be at least 1; got {workers}")
     open_pool = find_executor(executor, is_gentle=True)
     objectives = _loadable(on_news)
-    with settings.transport() as transport:  # mistakes show before any worker starts
-        if settings.study is None:
-            transport.get("/v1/studies", page_size=1)
-        else:
-            _objective_of(RemoteAskTell(transport, settings.study))
-    with terminations_raised(), tempfile.TemporaryDirectory(prefix="tuner-worker-") as folder, one_thread():
-        job = _Job(settings, objectives, Path(folder, "stop"))
-        loop = _Loop(job, workers, idle, on_outcome, on_news)
+    with (
+        terminations_raised(),
+        _Watch(settings, on_news) as watch,
+        tempfile.TemporaryDirectory(prefix="tuner-worker-") as folder,
+        one_thread(),
+    ):
+        watch.look()
+        with settings.transport() as transport:  # mistakes show before any worker starts
+            what, is_comparison = _served(transport, settings.study, objectives)
+        watch.look()
+        on_news(f"working for {settings.url}: {what}; {workers} at once, in {_name(executor)}")
+        job = _Job(settings, objectives, Path(folder, "stop"), is_comparison)
+        loop = _Loop(job, workers, idle, watch, on_outcome, on_news)
         try:
             while loop.goes_on:
                 with open_pool(workers) as pool:
                     loop.run_in(pool)
         finally:
             _disconnect(job)
+
+
+def _served(transport: Transport, name: str | None, objectives: tuple[str, ...]) -> tuple[str, bool]:
+    """What is served, for people, and whether it is a comparison.
+
+    Raises:
+        NotFoundError: there is no study or comparison of this name, or what it trains is not installed.
+        DefinitionError: the study names no objective.
+    """
+    if name is None:
+        transport.get("/v1/studies", page_size=1)
+        shown = ", ".join(objectives[:SHOWN])
+        more = f" and {len(objectives) - SHOWN} more" if len(objectives) > SHOWN else ""
+        return f"any open study of the objectives {shown}{more}", False
+    try:
+        objective = _objective_of(RemoteAskTell(transport, name))
+        find_objective(objective)
+        return f"study {name} (objective {objective})", False
+    except NotFoundError as error:
+        comparison = _comparison(transport, name)
+        if comparison is None:
+            raise NotFoundError(f"{error}; nor is a comparison") from None
+    definition = ComparisonDefinition.parse(comparison["definition"])
+    for member in definition.members:
+        find_objective(member.definition.objective or "")
+    return f"comparison {name} ({len(definition.members)} studies)", True
+
+
+def _comparison(transport: Transport, name: str) -> dict[str, Any] | None:
+    """How far a comparison is; None if there is none."""
+    try:
+        answer: dict[str, Any] = transport.get(f"/v1/comparisons/{quote(name, safe='')}")
+    except NotFoundError:
+        return None
+    return answer
+
+
+def _name(executor: Where) -> str:
+    return executor if isinstance(executor, str) else type(executor).__name__
+
+
+class _Watch:
+    """Says once that the service does not answer, and once that it does again, whatever the workers do meanwhile."""
+
+    def __init__(self, settings: WorkerSettings, on_news: Callable[[str], None]) -> None:
+        self._url, self._on_news = settings.url, on_news
+        self._transport = settings.transport(patience=0.0, timeout=CHECK_SECONDS)
+        self._look_at = float("-inf")
+        self.is_away = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._transport.close()
+
+    def look(self) -> None:
+        """Ask the service whether it is there, not more often than every `CHECK_SECONDS` while it is."""
+        if not self.is_away and time.monotonic() < self._look_at:
+            return
+        was_away, self.is_away = self.is_away, False
+        try:
+            self._transport.get("/v1/studies", page_size=1)
+        except ServiceUnavailableError as error:
+            self.is_away = True
+            if not was_away:
+                self._on_news(f"{error}; trying again every few seconds")
+        except TunerError:
+            pass  # it is there; whoever works hears what is wrong
+        if was_away and not self.is_away:
+            self._on_news(f"{self._url} is back")
+        self._look_at = time.monotonic() + CHECK_SECONDS
 
 
 def _loadable(on_news: Callable[[str], None]) -> tuple[str, ...]:
@@ -152,6 +245,7 @@ class _Job:
     settings: WorkerSettings
     objectives: tuple[str, ...]
     stop_file: Path
+    is_comparison: bool = False
     job_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def stop(self, pool: Pool) -> None:
@@ -181,6 +275,8 @@ class _Turn:
     outcome: Outcome | None = None
     news: str = ""
     is_finished: bool = False
+    is_away: bool = False
+    """Whether the service did not answer."""
 
 
 class _Connection:
@@ -199,12 +295,12 @@ class _Connection:
         """Ask for a trial and run it."""
         try:
             handed = self._ask()
-        except ServiceUnavailableError as error:
-            return _Turn(news=str(error))
+            if handed is None:
+                return self._nothing()
+        except ServiceUnavailableError:
+            return _Turn(is_away=True)
         except LeaseLostError:  # it was lost while its answer was: the next ask is another request
             return _Turn()
-        if handed is None:
-            return self._nothing()
         side, lease = handed
         looking = _Throttled(lambda: self._job.is_stopping)
         if looking():
@@ -225,7 +321,8 @@ class _Connection:
             return _Turn(news=f"{side.definition.name} trial {lease.number} was left: {error}")
 
     def _ask(self) -> tuple[RemoteAskTell, Lease] | None:
-        if (only := self._job.settings.study) is not None:
+        only = self._job.settings.study
+        if only is not None and not self._job.is_comparison:
             side = self._study(only)
             lease = side.ask()
             return None if lease is None else (side, lease)
@@ -233,6 +330,7 @@ class _Connection:
             "client_id": this_process(),
             "objectives": self._job.objectives,
             "request_id": uuid.uuid4().hex,
+            "prefix": "" if only is None else f"{only}.",
         }
         asked: WorkerTrial = read(WorkerTrial, self._transport.post("/v1/trials:ask", body))
         if asked.trial is None:
@@ -243,8 +341,12 @@ class _Connection:
     def _nothing(self) -> _Turn:
         if (only := self._job.settings.study) is None:
             return _Turn(news="no open study has a trial for the objectives installed here")
+        if self._job.is_comparison:
+            members = (_comparison(self._transport, only) or {"members": []})["members"]
+            is_over = all(member["is_finished"] or member["state"] in OVER for member in members)
+            return _Turn(news=f"{only} has no trial to run now", is_finished=is_over)
         side = self._study(only)
-        is_over = side.is_finished or side.state in ("stopped", "archived")
+        is_over = side.is_finished or side.state in OVER
         return _Turn(news=f"{only} is {side.state}, and has no trial to run now", is_finished=is_over)
 
     def _study(self, name: str) -> RemoteAskTell:
@@ -310,6 +412,7 @@ class _Loop:
     job: _Job
     workers: int
     idle: float | None
+    watch: _Watch
     on_outcome: Callable[[Outcome], None]
     on_news: Callable[[str], None]
     goes_on: bool = True
@@ -359,13 +462,17 @@ class _Loop:
         patience = max(0.0, self._ask_at - time.monotonic()) if has_room else float("inf")
         if not self._running:
             time.sleep(min(patience, LONGEST_WAIT))
+            self.watch.look()
             return
-        for future in ended_first(pool, [*self._running, *([] if greeting.done() else [greeting])], patience):
+        done = ended_first(pool, [*self._running, *([] if greeting.done() else [greeting])], patience)
+        if not done:
+            self.watch.look()
+        for future in done:
             if future is greeting:
                 continue  # else it broke with all others
             del self._running[future]
-            self._deaths.started()
             self._take(future)
+            self._deaths.started()
 
     def _take(self, future: Future[_Turn]) -> None:
         try:
@@ -386,7 +493,9 @@ class _Loop:
     def _wait_for_more(self, turn: _Turn) -> None:
         """There was no trial: ask again later, or end."""
         now = time.monotonic()
-        if turn.news and turn.news != self._news:
+        if turn.is_away:
+            self.watch.look()
+        elif turn.news and turn.news != self._news:
             self._news = turn.news
             self.on_news(f"waiting: {turn.news}")
         self._is_idle, self._ask_at = True, now + self._waiting.next()

@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
+from command import Tuner
 from optuna.trial import TrialState
 from served import LossyProxy, Served, told
 
@@ -443,3 +444,38 @@ def test_a_stop_gives_the_trial_back(
     lease = study.ask()
     assert lease is not None
     assert (lease.number, lease.attempt) == (0, 1), "no attempt is held against it"
+
+
+def test_the_command_line_has_the_verbs_too(
+    served: Served, client: Client, tuner: Tuner, tmp_path: Path
+) -> None:
+    study = client.create(definition())
+    (tmp_path / "token").write_text("token-of-operator\n")
+    service = ("--url", served.url, "--token-file", "token")
+    for arguments, state in (
+        (["pause", "bowl"], "paused"),
+        (["resume", "bowl"], "open"),
+        (["stop", "bowl"], "stopped"),
+        (["archive", "bowl"], "archived"),
+        (["archive", "bowl", "--undo"], "stopped"),
+    ):
+        code, out, err = tuner(*arguments, *service)
+        assert (code, err) == (0, "")
+        assert out.startswith(f"bowl is {state}: ")
+        assert study.status().state == state
+    assert tuner("resume", "bowl", *service)[0] == 0
+    lease = study.ask()
+    assert lease is not None
+    assert tuner("adjust", "bowl", "0", "x=1.5", *service)[0] == 0
+    assert study.report(lease, 1, 1.0).adjustment == {"x": 1.5}
+    assert tuner("stop", "bowl", "0", *service)[1] == "bowl trial 0 ends after its next report\n"
+    assert study.report(lease, 2, 1.0).answer is Answer.STOP
+    (tmp_path / "token").write_text("token-of-worker")
+    for arguments, code, says in (
+        (["pause", "absent", "--url", served.url], 2, "--url needs --token-file"),
+        (["pause", "bowl", *service], 1, "this needs the role operator"),
+        (["pause", "bowl", "--url", "http://tuner.example.com", "--token-file", "token"], 2, "--allow-http"),
+    ):
+        got, _, err = tuner(*arguments)
+        assert (got, len(err.splitlines())) == (code, 1)
+        assert says in err

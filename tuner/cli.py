@@ -497,10 +497,11 @@ def trials(
     last: Annotated[int | None, typer.Option("--last", min=1, help="Only the last so many.")] = None,
 ) -> None:
     """List a study's trials."""
-    study = _existing(storage).load(name)
-    shown = study.get_trials(deepcopy=False)[-last if last else None :]
+    manager = _existing(storage)
+    shown = manager.load(name).get_trials(deepcopy=False)[-last if last else None :]
+    kept = manager.checkpoints(name)
     if format_ is Format.JSON:
-        _print_json([_trial_dict(trial) for trial in shown])
+        _print_json([{**_trial_dict(trial), "checkpoint_epoch": kept.get(trial.number)} for trial in shown])
         return
     names = list(dict.fromkeys(parameter for trial in shown for parameter in trial.params))
     table = Table(box=None)
@@ -508,7 +509,7 @@ def trials(
         table.add_column(heading, overflow="fold", no_wrap=heading not in ("note", *names))
     for trial in shown:
         params = [_short(trial.params.get(parameter, "")) for parameter in names]
-        note = _note(trial)
+        note = _note(trial, kept.get(trial.number))
         epochs = str(len(trial.intermediate_values))
         row = [str(trial.number), trial.state.name.lower(), _short(_value(trial)), *params, epochs, note]
         table.add_row(*map(escape, row))
@@ -867,10 +868,11 @@ def _print_where(storage: str) -> None:
     out.print(f"Dashboard: tuner dashboard{hint}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _note(trial: FrozenTrial) -> str:
+def _note(trial: FrozenTrial, kept: int | None) -> str:
     """What happened to a trial besides its training: its parameters alone would not give its value."""
     attrs = trial.user_attrs
-    notes = [str(attrs["failure"])] if "failure" in attrs else []
+    notes = [f"goes on after epoch {kept}"] if kept and trial.state is TrialState.WAITING else []
+    notes += [str(attrs["failure"])] if "failure" in attrs else []
     if attrs.get("stopped") not in (None, "pruner"):
         notes.append(f"stopped: {attrs['stopped']}")
     made = attrs.get("adjustments", [])

@@ -588,6 +588,19 @@ class StudyManager:
             return self._ledger.spent(session, study_id).state
 
     @patiently
+    def checkpoints(self, name: str) -> dict[int, int]:
+        """By number of the trial, the epoch after which its training was kept, for whoever continues it.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        study = self.load(name)
+        with self._ledger.transaction(Mode.READ) as session:
+            epochs = self._ledger.checkpointed(session, study._study_id)
+        trials = study.get_trials(deepcopy=False) if epochs else []
+        return {trial.number: epochs[trial._trial_id] for trial in trials if trial._trial_id in epochs}
+
+    @patiently
     def overdue(self) -> list[str]:
         """The names of the studies that have a trial whose lease has run out."""
         with self._ledger.transaction(Mode.READ) as session:

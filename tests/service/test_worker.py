@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import distributed
 import pytest
+from command import Tuner
 from installed import install
 from optuna.trial import TrialState
 from served import LossyProxy, Served, told
@@ -265,6 +267,29 @@ def test_a_dask_cluster_works_for_a_service(tmp_path: Path, served: Served) -> N
     assert [told(trial) for trial in served.manager.load("walks").trials] == local_trials(tmp_path, wanted)
 
 
+@pytest.mark.long
+def test_a_stop_reaches_a_dask_cluster(tmp_path: Path, served: Served) -> None:
+    served.manager.create(definition(fixed={"pause": 0.05, "epochs": 1000}, pruner={"name": "none"}))
+    study, ask_tell = served.manager.load("walks"), served.manager.ask_tell("walks")
+
+    def press_ctrl_c() -> None:
+        wait_for(
+            lambda: sum(bool(t.intermediate_values) for t in study.get_trials()) == 2, "no two trials run"
+        )
+        os.kill(os.getpid(), signal.SIGINT)
+
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    with distributed.LocalCluster(**options, local_directory=str(tmp_path)) as cluster:
+        threading.Thread(target=press_ctrl_c).start()
+        where = cluster.scheduler_address.replace("tcp://", "dask://")
+        news: list[str] = []
+        with pytest.raises(KeyboardInterrupt):
+            work(settings(served, study="walks"), executor=where, workers=2, on_news=news.append)
+        assert ask_tell.open_leases() == []
+        assert [trial.state for trial in study.get_trials()] == [TrialState.WAITING] * 2
+        assert sum(line.startswith("waiting for 2 trials") for line in news) == 1
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_is_replaced(
     tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
@@ -327,7 +352,9 @@ def cli(served: Served, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
     ],
     ids=["threads", "the parent", "the whole group", "a closed terminal"],
 )
-def test_the_command_stops_in_order(tmp_path: Path, served: Served, executor: str, stop: Any) -> None:
+def test_the_command_stops_in_order(
+    *, tmp_path: Path, served: Served, tuner: Tuner, executor: str, stop: Any
+) -> None:
     served.manager.create(definition(fixed={"pause": 0.05, "epochs": 1000}, pruner={"name": "none"}))
     worker = cli(served, tmp_path, "--workers", "2", "--executor", executor)
     study = served.manager.load("walks")
@@ -344,6 +371,13 @@ def test_the_command_stops_in_order(tmp_path: Path, served: Served, executor: st
     assert ask_tell.open_leases() == []
     kept = [ask_tell.checkpoint(trial.number) for trial in trials]
     assert all(checkpoint is not None and checkpoint[0] >= 1 for checkpoint in kept), "where they are is kept"
+    shown = served.manager.checkpoints("walks")
+    assert [checkpoint and checkpoint[0] for checkpoint in kept] == [shown[0], shown[1]]
+    _, listed, _ = tuner("trials", "walks")
+    lines = listed.splitlines()[1:]
+    assert all(f"goes on after epoch {shown[number]}" in line for number, line in enumerate(lines))
+    assert len(lines) == 2
+    assert json.loads(tuner("trials", "walks", "--format", "json")[1])[1]["checkpoint_epoch"] == shown[1]
     again = ask_tell.ask()
     assert again is not None
     assert again.attempt == 1

@@ -163,10 +163,8 @@ def run_studies(
     turns, runs = _Turns(names, per_study), Runs(ledger)
     run = _Run(runs.begin(), open_study)
     try:
-        with (
-            terminations_raised(),
-            one_thread(),
-        ):  # here too, where threads may be the workers; taken back at the end
+        # one thread here too, where threads may be the workers; taken back at the end
+        with terminations_raised(), one_thread():
             pools = _Pools(run, runs, open_pool, on_outcome)
             pools.run(turns, workers)
             while left_behind := runs.settle(turns.unstopped):

@@ -75,8 +75,8 @@ class WorkerSettings:
     """Whom a worker serves.
 
     `study` is the one whose trials it runs, or a comparison, all of whose studies it runs; None: all whose objectives
-    it has. `keep_seconds` is how often, at most, it
-    uploads a checkpoint for the next attempt at a trial. The rest is as in `tuner.client.Client`.
+    it has. `keep_seconds` is how often, at most, it uploads a checkpoint for the next attempt at a trial. The rest is
+    as in `tuner.client.Client`.
     """
 
     url: str

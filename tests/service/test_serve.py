@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,27 +17,19 @@ from typing import Any
 
 import httpx
 import pytest
+from command import Program, run
 
 from tuner.errors import DefinitionError, TunerError
 from tuner.service.auth import duration
 from tuner.service.serve import Settings, _listen
-
-COMMAND = [sys.executable, "-c", "from tuner.cli import main; main()"]
 
 
 class Running:
     """A service in a process of its own."""
 
     def __init__(self, *options: str, folder: Path, **environment: str) -> None:
-        self._log = (folder / f"log-{time.monotonic_ns()}").open("w+")
-        self.process = subprocess.Popen(
-            [*COMMAND, "serve", *options],
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            cwd=folder,
-            env={**os.environ, **environment},
-        )
+        self._log = folder / f"log-{time.monotonic_ns()}"
+        self.process = Program("serve", *options, folder=folder, environment=environment, log=self._log)
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
         self.said = self._until("tuner serves")
@@ -49,7 +39,6 @@ class Running:
         self.token = next(iter(re.findall(r"tuner_[0-9a-f]+_[0-9a-f]{64}", self.said)), "")
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
         for line in self.process.stdout:
             self._lines.put(line)
         self._lines.put(None)
@@ -68,19 +57,14 @@ class Running:
         return httpx.get(self.url + path, headers=headers, timeout=30, **settings)
 
     def log(self) -> str:
-        self._log.seek(0)
-        return self._log.read()
+        return self._log.read_text()
 
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(sign)
         return self.process.wait(30)
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        self._log.close()
+        self.process.close()
 
 
 @pytest.fixture
@@ -95,12 +79,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     yield start
     for running in started:
         running.close()
-
-
-def tuner(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *arguments]
-    settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "cwd": folder}
-    return subprocess.run(command, check=False, env={**os.environ, **environment}, **settings)
 
 
 def test_the_first_start_prints_a_token_and_no_other(start: Callable[..., Running]) -> None:
@@ -153,7 +131,7 @@ def test_the_log_is_json_with_the_request_in_it(start: Callable[..., Running]) -
 
 def test_one_service_a_file_of_sqlite(start: Callable[..., Running], tmp_path: Path) -> None:
     running = start()
-    other = tuner("serve", "--port", "0", folder=tmp_path)
+    other = run("serve", "--port", "0", folder=tmp_path)
     assert (other.returncode, other.stdout) == (2, "")
     assert "SQLite takes one, PostgreSQL any number" in other.stderr
     assert other.stderr.count("\n") == 1
@@ -238,7 +216,7 @@ def test_tls(start: Callable[..., Running], tmp_path: Path) -> None:
     assert "Secure" in login.headers["Set-Cookie"]
     assert "Strict-Transport-Security" in login.headers
     (tmp_path / "key.pem").write_text("nonsense")
-    refused = tuner(
+    refused = run(
         "serve",
         "--tls-cert",
         "cert.pem",
@@ -255,7 +233,7 @@ def test_tls(start: Callable[..., Running], tmp_path: Path) -> None:
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        refused = tuner("serve", "--port", port, folder=tmp_path)
+        refused = run("serve", "--port", port, folder=tmp_path)
     assert refused.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in refused.stderr
     assert "tuner_" not in refused.stdout  # the first token is still to come
@@ -299,17 +277,17 @@ def test_over_http_an_admin_makes_lists_and_revokes_tokens(start: Callable[..., 
 
 
 def test_tokens_by_the_command_line(start: Callable[..., Running], tmp_path: Path) -> None:
-    absent = tuner("token", "list", folder=tmp_path)
+    absent = run("token", "list", folder=tmp_path)
     assert absent.returncode == 2
     assert "no database" in absent.stderr
     running = start()
-    made = tuner("token", "create", "gpu-3", "--role", "worker", "--expires-in", "30d", folder=tmp_path)
+    made = run("token", "create", "gpu-3", "--role", "worker", "--expires-in", "30d", folder=tmp_path)
     assert re.fullmatch(r"tuner_[0-9a-f]+_[0-9a-f]{64}\n", made.stdout)
     assert running.get("/v1/studies", made.stdout.strip()).status_code == 200
-    listed = json.loads(tuner("token", "list", "--format", "json", folder=tmp_path).stdout)
+    listed = json.loads(run("token", "list", "--format", "json", folder=tmp_path).stdout)
     assert [(token["name"], token["role"]) for token in listed] == [("admin", "admin"), ("gpu-3", "worker")]
-    assert "gpu-3" in tuner("token", "list", folder=tmp_path).stdout
-    assert tuner("token", "revoke", listed[1]["id"], folder=tmp_path).returncode == 0
+    assert "gpu-3" in run("token", "list", folder=tmp_path).stdout
+    assert run("token", "revoke", listed[1]["id"], folder=tmp_path).returncode == 0
     _eventually(lambda: running.get("/v1/studies", made.stdout.strip()).status_code == 401)
     for wrong, said in (
         (["revoke", "nobody"], "no token has the id"),
@@ -317,7 +295,7 @@ def test_tokens_by_the_command_line(start: Callable[..., Running], tmp_path: Pat
         (["create", "a", "--role", "worker", "--expires-in", "soon"], "as in 30d"),
         (["create", "a", "--role", "admin", "--prefix", "x"], "no prefix"),
     ):
-        refused = tuner("token", *wrong, folder=tmp_path)
+        refused = run("token", *wrong, folder=tmp_path)
         assert refused.returncode == 2
         assert said in refused.stderr
         assert refused.stdout == ""

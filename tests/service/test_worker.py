@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import distributed
 import pytest
-from command import Tuner
+from command import Program, Tuner
 from installed import install
 from optuna.trial import TrialState
 from served import LossyProxy, Served, told
@@ -117,11 +116,8 @@ def settings(served: Served, **more: Any) -> WorkerSettings:
     return WorkerSettings(served.url, TOKEN, **more)
 
 
-def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(tmp_path / "script.py"), *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
-    )
+def start(tmp_path: Path, *arguments: str) -> Program:
+    return Program(*arguments, folder=tmp_path, script="script.py")
 
 
 def wait_for(condition: Any, what: str) -> None:
@@ -164,7 +160,7 @@ def test_processes_that_never_see_a_database_end_all_studies(tmp_path: Path, ser
     served.manager.create(definition("functions", objective=None))
     for executor in ("threads", "processes"):
         worker = start(tmp_path, served.url, executor, "0")
-        told_of, _ = worker.communicate(timeout=120)
+        told_of = "".join(worker.communicate(timeout=120))
         assert worker.returncode == 0, told_of
         if executor == "threads":
             assert len(told_of.splitlines()) == 24
@@ -189,7 +185,7 @@ def test_what_a_killed_worker_had_done_is_not_done_again(
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     second = start(tmp_path, served.url, "threads", "5")
-    told_of, _ = second.communicate(timeout=120)
+    told_of = "".join(second.communicate(timeout=120))
     assert second.returncode == 0, told_of
     walked = [tuple(map(int, line.split())) for line in (tmp_path / "walked").read_text().splitlines()]
     by_second = [(trial, epoch) for trial, epoch, pid in walked if pid == second.pid]
@@ -320,24 +316,10 @@ def test_a_network_that_swallows_answers_changes_no_trial(tmp_path: Path, served
     assert served.manager.ask_tell("walks").open_leases() == []
 
 
-def cli(served: Served, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
+def cli(served: Served, tmp_path: Path, *more: str) -> Program:
     (tmp_path / "token").write_text(TOKEN + "\n")
-    command = [
-        str(Path(sys.executable).parent / "tuner"),
-        "worker",
-        "--url",
-        served.url,
-        "--token-file",
-        "token",
-    ]
-    return subprocess.Popen(
-        [*command, *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        start_new_session=True,
-    )
+    command = ("worker", "--url", served.url, "--token-file", "token", *more)
+    return Program(*command, folder=tmp_path, session=True)
 
 
 @pytest.mark.parametrize(
@@ -391,10 +373,7 @@ OVERDUE = f"import tuner.termination\ntuner.termination.GRACE_SECONDS = 0.2\n{SC
 def test_a_stop_does_not_wait_for_an_epoch_that_takes_long(tmp_path: Path, served: Served, to: str) -> None:
     served.manager.create(definition(fixed={"pause": 300.0}))
     (tmp_path / "script.py").write_text(OVERDUE)
-    command = [sys.executable, "script.py", served.url, "processes", "600"]
-    worker = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
-    )
+    worker = Program(served.url, "processes", "600", folder=tmp_path, script="script.py", session=True)
     ask_tell = served.manager.ask_tell("walks")
     wait_for(lambda: len(ask_tell.open_leases()) == 2, "no two trials run")
     time.sleep(0.5)  # they train
@@ -514,7 +493,7 @@ def test_a_worker_waits_out_a_service_that_is_away(tmp_path: Path, served: Serve
     served.stop()
     time.sleep(1.0)
     served.start()
-    told_of, _ = worker.communicate(timeout=120)
+    told_of = "".join(worker.communicate(timeout=120))
     assert worker.returncode == 0, told_of
     spent = served.manager.ask_tell("walks").spent()
     reported = sum(len(t.intermediate_values) for t in served.manager.load("walks").trials)
@@ -550,6 +529,6 @@ def test_a_service_that_is_away_is_said_once_and_so_is_its_return(
 def test_a_script_without_its_guard_is_told_so_at_once(tmp_path: Path, served: Served) -> None:
     (tmp_path / "script.py").write_text(SCRIPT.replace('if __name__ == "__main__":', "if True:"))
     worker = start(tmp_path, served.url, "processes", "0")
-    said, _ = worker.communicate(timeout=60)
+    _, said = worker.communicate(timeout=60)
     assert worker.returncode == 1
     assert "worker processes cannot start. A script that runs studies must begin" in said.splitlines()[-1]

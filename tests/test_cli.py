@@ -54,9 +54,33 @@ def test_compare_then_look_at_it(tuner: Tuner, tmp_path: Path) -> None:
     assert "best value" in out
     assert "x1" in out
 
-    assert tuner("archive", "small.sobol.seed-0")[0] == 0
+    code, out, _ = tuner("archive", "small.sobol.seed-0")
+    assert (code, out.split(":")[0]) == (0, "small.sobol.seed-0 is archived")
     assert "small.sobol.seed-0" not in tuner("studies")[1]
     assert "small.sobol.seed-0" in tuner("studies", "--archived")[1]
+
+
+def test_a_study_is_paused_and_resumed_wherever_it_runs(tuner: Tuner) -> None:
+    assert tuner("try", "small.toml", "x0=1")[0] == 0
+    states = []
+    for verb in ("pause", "resume", "stop"):
+        code, out, err = tuner(verb, "small")
+        assert (code, err) == (0, "")
+        (summary,) = json.loads(tuner("studies", "--format", "json")[1])
+        assert out.startswith(f"small is {summary['state']}: ")
+        states.append(summary["state"])
+    assert states == ["paused", "open", "stopped"]
+    assert re.search(r"small +stopped +branin", tuner("studies")[1])
+    code, _, err = tuner("run", "small.toml", "--workers", "1")
+    assert code == 1
+    assert "small is stopped: it hands out no trials" in err
+    assert err.endswith("then run again: tuner resume small)\n")
+    assert tuner("resume", "small")[0] == 0
+    assert tuner("run", "small.toml", "--workers", "1")[0] == 0
+    for verb in ("pause", "resume", "stop", "archive"):
+        code, _, err = tuner(verb, "smal")
+        assert code == 2
+        assert err.startswith("error: no study is named 'smal' in sqlite:///tuner.db (did you mean 'small'?)")
 
 
 def test_run_takes_the_storage_from_the_environment(

@@ -1,6 +1,6 @@
 """The command line: reads settings, wires everything, maps errors to exit codes.
 
-Exit codes: 0 fine, 1 failed, 2 bad input, 130 stopped by Ctrl-C.
+Exit codes: 0 fine, 1 failed, 2 bad input, 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -31,6 +30,7 @@ from tuner.catalogue import find_objective, objective_names
 from tuner.definition import ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, TunerError
 from tuner.executors import one_thread
+from tuner.ledger import StudyState
 from tuner.manager import StudyManager, StudySummary
 from tuner.panda import Session
 from tuner.progress import RunDisplay
@@ -38,10 +38,12 @@ from tuner.report import finite, terminal_table, write_report
 from tuner.samplers import PopulationSettings
 from tuner.schema import HEAD, exists, info, open_storage, upgrade
 from tuner.storage import DEFAULT_URL, cached, safe_url
+from tuner.termination import raise_at_termination
 from tuner.training import planned_epochs
 from tuner.trial_run import Outcome
 
 if TYPE_CHECKING:
+    from tuner.client.verbs import RemoteManager
     from tuner.service.auth import Tokens
 
 __all__ = ["app", "main"]
@@ -114,7 +116,26 @@ ExecutorOption = Annotated[
         help="Where trials run: `processes` or `threads` of this machine, or `dask://HOST:PORT`, a Dask scheduler.",
     ),
 ]
+ServiceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url", help="Of a service, as https://HOST[:PORT]: on its studies instead of a database's."
+    ),
+]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(envvar="TUNER_TOKEN_FILE", help="With --url: a file with a token of an operator's."),
+]
+AllowHttpOption = Annotated[
+    bool, typer.Option("--allow-http", help="Send the token in the clear, in a network of your own.")
+]
+CaFileOption = Annotated[
+    Path | None, typer.Option(help="Trust the certificates in this file instead of the usual ones.")
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="`json` for other programs.")]
+PATIENCE = 10.0
+"""For how many seconds a person who waits wants a service to be asked again."""
+
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -270,19 +291,17 @@ def worker(  # noqa: PLR0917 - each is an option of the command line
     ],
     study: Annotated[
         str | None,
-        typer.Option(help="Only its trials, until it is finished; by default any study's, without an end."),
+        typer.Option(
+            help="Only the trials of this study or comparison, until it is finished; by default any's, without an end."
+        ),
     ] = None,
     workers: WorkersOption = CORES,
     executor: ExecutorOption = "processes",
     idle: Annotated[
         float | None, typer.Option(min=0.0, help="End after so many seconds without a trial.")
     ] = None,
-    allow_http: Annotated[
-        bool, typer.Option("--allow-http", help="Send the token in the clear, in a network of your own.")
-    ] = False,
-    ca_file: Annotated[
-        Path | None, typer.Option(help="Trust the certificates in this file instead of the usual ones.")
-    ] = None,
+    allow_http: AllowHttpOption = False,
+    ca_file: CaFileOption = None,
 ) -> None:
     """Run trials for a service, from this or any machine. It needs a token, and never sees the database."""
     from tuner.client.worker import WorkerSettings, work  # noqa: PLC0415 - HTTP, which most commands need not load
@@ -331,20 +350,123 @@ def _outcome_line(outcome: Outcome) -> str:
 
 
 @app.command(epilog="**Example**\n\n`tuner adjust digits 12 learning_rate=0.001 momentum=0.95`")
-def adjust(
-    name: NameArgument, number: NumberArgument, values: ValuesArgument, storage: StorageOption = DEFAULT_URL
+def adjust(  # noqa: PLR0917 - each is an option of the command line
+    name: NameArgument,
+    number: NumberArgument,
+    values: ValuesArgument,
+    storage: StorageOption = DEFAULT_URL,
+    url: ServiceOption = None,
+    token_file: TokenFileOption = None,
+    allow_http: AllowHttpOption = False,
+    ca_file: CaFileOption = None,
 ) -> None:
     """Change hyperparameters of a trial that runs elsewhere, from its next report on."""
     given = parse_assignments(values)
-    _existing(storage).adjust(name, number, given)
+    with _verbs(storage, url, token_file, allow_http, ca_file) as verbs:
+        verbs.adjust(name, number, given)
     out.print(f"{name} trial {number}: {_point(given)}, from its next report on", markup=False)
 
 
-@app.command(epilog="**Example**\n\n`tuner stop digits 12`")
-def stop(name: NameArgument, number: NumberArgument, storage: StorageOption = DEFAULT_URL) -> None:
-    """End a trial that runs elsewhere, after its next report."""
-    _existing(storage).stop(name, number)
-    out.print(f"{name} trial {number} ends after its next report", markup=False)
+@app.command(
+    epilog="**Examples**\n\n`tuner stop digits`\n\n`tuner stop digits 12`\n\n"
+    "`tuner stop digits --url https://tuner.example.com --token-file operator.token`"
+)
+def stop(  # noqa: PLR0917 - each is an option of the command line
+    name: NameArgument,
+    number: Annotated[
+        int | None, typer.Argument(min=0, help="Only the trial of this number.", metavar="[NUMBER]")
+    ] = None,
+    storage: StorageOption = DEFAULT_URL,
+    url: ServiceOption = None,
+    token_file: TokenFileOption = None,
+    allow_http: AllowHttpOption = False,
+    ca_file: CaFileOption = None,
+) -> None:
+    """End a study, or one trial, that runs elsewhere: trials that run end after their next report, and none begins."""
+    with _verbs(storage, url, token_file, allow_http, ca_file) as verbs:
+        if number is None:
+            verbs.stop_study(name)
+            _print_state(name, verbs)
+        else:
+            verbs.stop(name, number)
+            out.print(f"{name} trial {number} ends after its next report", markup=False)
+
+
+@app.command(epilog="**Example**\n\n`tuner pause digits.tpe.seed-0`")
+def pause(  # noqa: PLR0917 - each is an option of the command line
+    name: NameArgument,
+    storage: StorageOption = DEFAULT_URL,
+    url: ServiceOption = None,
+    token_file: TokenFileOption = None,
+    allow_http: AllowHttpOption = False,
+    ca_file: CaFileOption = None,
+) -> None:
+    """Let no trial of a study begin, wherever its workers are, until it is resumed; those that run go on."""
+    with _verbs(storage, url, token_file, allow_http, ca_file) as verbs:
+        verbs.pause(name)
+        _print_state(name, verbs)
+
+
+@app.command(epilog="**Example**\n\n`tuner resume digits.tpe.seed-0`")
+def resume(  # noqa: PLR0917 - each is an option of the command line
+    name: NameArgument,
+    storage: StorageOption = DEFAULT_URL,
+    url: ServiceOption = None,
+    token_file: TokenFileOption = None,
+    allow_http: AllowHttpOption = False,
+    ca_file: CaFileOption = None,
+) -> None:
+    """Let trials of a study that was paused or stopped begin again."""
+    with _verbs(storage, url, token_file, allow_http, ca_file) as verbs:
+        verbs.resume(name)
+        _print_state(name, verbs)
+
+
+@app.command(
+    epilog="**Examples**\n\n`tuner archive digits.tpe.seed-0`\n\n`tuner archive digits.tpe.seed-0 --undo`"
+)
+def archive(  # noqa: PLR0917 - each is an option of the command line
+    name: NameArgument,
+    storage: StorageOption = DEFAULT_URL,
+    undo: Annotated[bool, typer.Option("--undo", help="Put it back into the list.")] = False,
+    url: ServiceOption = None,
+    token_file: TokenFileOption = None,
+    allow_http: AllowHttpOption = False,
+    ca_file: CaFileOption = None,
+) -> None:
+    """Take a study out of the list; no trial of it begins. Nothing is deleted."""
+    with _verbs(storage, url, token_file, allow_http, ca_file) as verbs:
+        verbs.archive(name, undo=undo)
+        _print_state(name, verbs)
+
+
+WHAT_IT_DOES = {
+    StudyState.OPEN: "its trials are handed out",
+    StudyState.PAUSED: "no trial begins before `tuner resume`; those that run go on",
+    StudyState.STOPPED: "no trial begins before `tuner resume`; those that run end with their next report",
+    StudyState.ARCHIVED: "it is out of the list, and no trial begins before `tuner archive --undo`",
+}
+
+
+def _print_state(name: str, verbs: StudyManager | RemoteManager) -> None:
+    state = verbs.state(name)
+    out.print(f"{name} is {state}: {WHAT_IT_DOES[state]}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _verbs(
+    storage: str, url: str | None, token_file: Path | None, allow_http: bool, ca_file: Path | None
+) -> StudyManager | RemoteManager:
+    """What to do something with studies by: the database, or the service if one is given."""
+    if url is None:
+        return _existing(storage)
+    if token_file is None:
+        raise DefinitionError("--url needs --token-file, a file with a token for that service")
+    from tuner.client import Client  # noqa: PLC0415 - HTTP, which most commands need not load
+    from tuner.client.verbs import RemoteManager  # noqa: PLC0415
+
+    certificates = None if ca_file is None else str(ca_file)
+    token = _read_token(token_file)
+    return RemoteManager(Client(url, token, patience=PATIENCE, allow_http=allow_http, ca_file=certificates))
 
 
 @app.command(epilog="**Example**\n\n`tuner studies --format json`")
@@ -360,7 +482,7 @@ def studies(
         return
     table = Table(box=None)
     table.add_column("study", no_wrap=True)
-    for heading in ("objective", "sampler", "trials", "pruned", "failed", "best"):
+    for heading in ("state", "objective", "sampler", "trials", "pruned", "failed", "best"):
         table.add_column(heading, overflow="ellipsis", no_wrap=True)
     for summary in summaries:
         table.add_row(*map(escape, _study_row(summary)))
@@ -375,10 +497,11 @@ def trials(
     last: Annotated[int | None, typer.Option("--last", min=1, help="Only the last so many.")] = None,
 ) -> None:
     """List a study's trials."""
-    study = _existing(storage).load(name)
-    shown = study.get_trials(deepcopy=False)[-last if last else None :]
+    manager = _existing(storage)
+    shown = manager.load(name).get_trials(deepcopy=False)[-last if last else None :]
+    kept = manager.checkpoints(name)
     if format_ is Format.JSON:
-        _print_json([_trial_dict(trial) for trial in shown])
+        _print_json([{**_trial_dict(trial), "checkpoint_epoch": kept.get(trial.number)} for trial in shown])
         return
     names = list(dict.fromkeys(parameter for trial in shown for parameter in trial.params))
     table = Table(box=None)
@@ -386,7 +509,7 @@ def trials(
         table.add_column(heading, overflow="fold", no_wrap=heading not in ("note", *names))
     for trial in shown:
         params = [_short(trial.params.get(parameter, "")) for parameter in names]
-        note = _note(trial)
+        note = _note(trial, kept.get(trial.number))
         epochs = str(len(trial.intermediate_values))
         row = [str(trial.number), trial.state.name.lower(), _short(_value(trial)), *params, epochs, note]
         table.add_row(*map(escape, row))
@@ -591,16 +714,6 @@ def _tokens(storage: str) -> Iterator[Tokens]:
         database.close()
 
 
-@app.command(epilog="**Example**\n\n`tuner archive digits.tpe.seed-0`")
-def archive(
-    name: NameArgument,
-    storage: StorageOption = DEFAULT_URL,
-    undo: Annotated[bool, typer.Option("--undo", help="Put it back into the list.")] = False,
-) -> None:
-    """Take a study out of the list. Nothing is deleted."""
-    _existing(storage).archive(name, undo=undo)
-
-
 @storage_app.command("info", epilog="**Example**\n\n`tuner storage info --storage sqlite:///tuner.db`")
 def storage_info(storage: StorageOption = DEFAULT_URL, format_: FormatOption = Format.TABLE) -> None:
     """Show where a database is, the versions of its tables, and how many studies it holds."""
@@ -633,7 +746,7 @@ def storage_upgrade(storage: StorageOption = DEFAULT_URL) -> None:
 def main() -> None:
     """The console script."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    signal.signal(signal.SIGTERM, _interrupt)
+    raise_at_termination()
     try:
         app()
     except KeyboardInterrupt:
@@ -726,10 +839,6 @@ def _point(params: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={_short(value)}" for name, value in params.items())
 
 
-def _interrupt(_signal: int, _frame: Any) -> None:
-    raise KeyboardInterrupt  # a container's stop is handled as Ctrl-C is
-
-
 def _exit(error: TunerError, code: int) -> NoReturn:
     _complain(error)
     sys.exit(code)
@@ -759,10 +868,11 @@ def _print_where(storage: str) -> None:
     out.print(f"Dashboard: tuner dashboard{hint}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _note(trial: FrozenTrial) -> str:
+def _note(trial: FrozenTrial, kept: int | None) -> str:
     """What happened to a trial besides its training: its parameters alone would not give its value."""
     attrs = trial.user_attrs
-    notes = [str(attrs["failure"])] if "failure" in attrs else []
+    notes = [f"goes on after epoch {kept}"] if kept and trial.state is TrialState.WAITING else []
+    notes += [str(attrs["failure"])] if "failure" in attrs else []
     if attrs.get("stopped") not in (None, "pruner"):
         notes.append(f"stopped: {attrs['stopped']}")
     made = attrs.get("adjustments", [])
@@ -794,6 +904,7 @@ def _study_row(summary: StudySummary) -> list[str]:
     of = f"/{summary.budget}" if summary.budget else ""
     return [
         summary.name,
+        summary.state.value,
         summary.objective or "",
         summary.sampler or "",
         f"{summary.finished}{of}",

@@ -9,6 +9,7 @@ __all__ = [
     "LeaseLostError",
     "MissingDependencyError",
     "NotFoundError",
+    "NotOfferedError",
     "ServiceUnavailableError",
     "StorageError",
     "StorageUnavailableError",
@@ -26,6 +27,10 @@ class DefinitionError(TunerError, ValueError):
 
 class MissingDependencyError(DefinitionError):
     """A definition asks for something whose optional dependency is not installed."""
+
+
+class NotOfferedError(DefinitionError):
+    """A function suggests what its study does not search, or not so: no trial is at fault."""
 
 
 class NotFoundError(TunerError, LookupError):

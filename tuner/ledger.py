@@ -661,10 +661,11 @@ class Ledger:
         row = session.execute(query.where(*which)).one_or_none()
         return None if row is None else (row.epoch, row.data)
 
-    def checkpointed(self, session: Session, study_id: int) -> list[int]:
-        """The ids of the trials that have a checkpoint."""
+    def checkpointed(self, session: Session, study_id: int) -> dict[int, int]:
+        """The epochs of the checkpoints that there are, by the ids of their trials."""
         columns = _CHECKPOINTS.c
-        return list(session.scalars(sa.select(columns.trial_id).where(columns.study_id == study_id)))
+        query = sa.select(columns.trial_id, columns.epoch).where(columns.study_id == study_id)
+        return {row.trial_id: row.epoch for row in session.execute(query)}
 
     def drop_checkpoint(self, session: Session, study_id: int, trial_id: int) -> None:
         """Forget the checkpoint of a trial."""

@@ -50,7 +50,11 @@ COMPARISON_DOCUMENT = "tuner:comparison:"
 
 @dataclass(frozen=True, slots=True)
 class StudySummary:
-    """One line of a list of studies. `trials` counts by state; `best_value` is None before the first completed one."""
+    """One line of a list of studies.
+
+    `state` is whether it hands out trials; `trials` counts by state; `best_value` is None before the first completed
+    one.
+    """
 
     name: str
     objective: str | None
@@ -61,6 +65,7 @@ class StudySummary:
     best_value: float | None
     started: datetime | None
     archived: bool
+    state: StudyState = StudyState.OPEN
 
     @property
     def finished(self) -> int:
@@ -521,7 +526,12 @@ class StudyManager:
     @patiently
     def studies(self, *, archived: bool = False) -> list[StudySummary]:
         """All studies, oldest first; archived ones only where asked for."""
-        summaries = [_summary(study, self._storage) for study in self._storage.get_all_studies()]
+        found = self._storage.get_all_studies()
+        with self._ledger.transaction(Mode.READ) as session:
+            states = [self._ledger.spent(session, study._study_id).state for study in found]
+        summaries = [
+            _summary(study, state, self._storage) for study, state in zip(found, states, strict=True)
+        ]
         return [summary for summary in summaries if archived or not summary.archived]
 
     @patiently
@@ -576,6 +586,19 @@ class StudyManager:
         study_id = self.load(name)._study_id
         with self._ledger.transaction(Mode.READ) as session:
             return self._ledger.spent(session, study_id).state
+
+    @patiently
+    def checkpoints(self, name: str) -> dict[int, int]:
+        """By number of the trial, the epoch after which its training was kept, for whoever continues it.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        study = self.load(name)
+        with self._ledger.transaction(Mode.READ) as session:
+            epochs = self._ledger.checkpointed(session, study._study_id)
+        trials = study.get_trials(deepcopy=False) if epochs else []
+        return {trial.number: epochs[trial._trial_id] for trial in trials if trial._trial_id in epochs}
 
     @patiently
     def overdue(self) -> list[str]:
@@ -653,7 +676,8 @@ class StudyManager:
         if left:
             raise TunerError(
                 "\n".join(
-                    f"{name} is {state}: it hands out no trials (finished ones are kept; resume it, then run again)"
+                    f"{name} is {state}: it hands out no trials "
+                    f"(finished ones are kept; resume it, then run again: {_reopening(name, state)})"
                     for name, state in left.items()
                 )
             )
@@ -692,6 +716,11 @@ def _check_runnable(definition: StudyDefinition, objective: Objective | Function
         raise DefinitionError(f"{kind} is no objective: it has no {missing_attributes(objective)}")
     else:
         require_whole_trainings(definition, "a plain function")
+
+
+def _reopening(name: str, state: StudyState) -> str:
+    """The command that lets trials begin again."""
+    return f"tuner archive {name} --undo" if state is StudyState.ARCHIVED else f"tuner resume {name}"
 
 
 def _require_budget(definition: StudyDefinition) -> None:
@@ -763,13 +792,14 @@ class _OpenStudy:
             manager.close()
 
 
-def _summary(study: Any, storage: BaseStorage) -> StudySummary:
+def _summary(study: Any, state: StudyState, storage: BaseStorage) -> StudySummary:
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
     counts = {state.name: sum(t.state == state for t in trials) for state in TrialState}
     directions = [direction.name.lower() for direction in study.directions]
     values = [t.values[0] for t in trials if t.state == TrialState.COMPLETE and len(directions) == 1]
     document = study.user_attrs.get(DEFINITION)
     definition = None if document is None else StudyDefinition.model_validate(document)
+    archived = bool(study.user_attrs.get(ARCHIVED))
     return StudySummary(
         name=study.study_name,
         objective=definition.objective if definition else None,
@@ -779,5 +809,6 @@ def _summary(study: Any, storage: BaseStorage) -> StudySummary:
         budget=definition.trials if definition else None,
         best_value=(min if directions == ["minimize"] else max)(values, default=None),
         started=min((t.datetime_start for t in trials if t.datetime_start), default=None),
-        archived=bool(study.user_attrs.get(ARCHIVED)),
+        archived=archived,
+        state=StudyState.ARCHIVED if archived else state,
     )

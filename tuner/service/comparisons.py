@@ -17,7 +17,7 @@ from tuner.service.paging import PageSize, PageToken, next_token, start_of
 from tuner.service.paths import STUDY, ComparisonName, StudyName
 from tuner.service.problems import responses
 from tuner.service.schemas import ComparisonBrief, Comparisons, ComparisonView, ExportedStudy, StudyView
-from tuner.service.studies import Viewer, operator, study_view
+from tuner.service.studies import Viewer, operator, view_of
 from tuner.service.trials import Key, Operator
 from tuner.transfer import StudyDocument
 
@@ -103,7 +103,7 @@ def import_study(document: StudyDocument, who: Operator, desk: DeskOf, key: Key 
         desk.manager.import_study(document, request_id=request_id)
     except NotFoundError as error:  # no such objective
         raise DefinitionError(str(error)) from None
-    return study_view(desk.manager, desk.manager.load(name))
+    return view_of(desk, name)
 
 
 def _seen(desk: Desk, who: Identity, name: str) -> ComparisonDefinition:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
 import optuna
 from fastapi import APIRouter, Depends, Query, Response
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, NotFoundError
 from tuner.ledger import ARCHIVED, Spent, StudyState
-from tuner.manager import DEFINITION, StudyManager
-from tuner.service.desk import DeskOf
+from tuner.manager import Described, StudyManager, definition_of
+from tuner.service.desk import Desk, DeskOf
 from tuner.service.identity import Identity, Role, needs
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
 from tuner.service.paths import STUDY, StudyName
@@ -24,7 +23,7 @@ from tuner.service.schemas import Best, Importances, Studies, StudyView, as_numb
 from tuner.service.trials import Operator, view, viewer
 from tuner.storage import Mode
 
-__all__ = ["router", "study_view"]
+__all__ = ["router", "study_view", "view_of"]
 
 MOST_FOR_IMPORTANCES = 10_000
 """So many completed trials, the latest, are looked at for importances."""
@@ -33,24 +32,6 @@ router = APIRouter(prefix="/v1", tags=["studies"])
 
 operator = [Depends(needs(Role.OPERATOR))]
 Viewer = Annotated[Identity, Depends(needs(Role.VIEWER))]
-
-
-class Described(Protocol):
-    """What is read of a study as a whole."""
-
-    @property
-    def study_name(self) -> str:
-        """Its name."""
-
-    @property
-    def directions(self) -> list[StudyDirection]:
-        """One an objective."""
-
-    @property
-    def user_attrs(self) -> dict[str, Any]:
-        """Our own among them."""
-
-    _study_id: int
 
 
 @router.post(
@@ -67,7 +48,7 @@ def create_study(definition: StudyDefinition, who: Operator, desk: DeskOf, respo
         raise DefinitionError(str(error)) from None
     if not is_new:
         response.status_code = 200
-    return study_view(desk.manager, desk.manager.load(definition.name))
+    return view_of(desk, definition.name)
 
 
 @router.get("/studies", responses=responses())
@@ -97,42 +78,42 @@ def studies(
 @router.get(STUDY, dependencies=viewer, responses=responses(404))
 def study(study: StudyName, desk: DeskOf) -> StudyView:
     """One study."""
-    return study_view(desk.manager, desk.manager.load(study))
+    return view_of(desk, study)
 
 
 @router.post(f"{STUDY}:pause", dependencies=operator, responses=responses(404))
 def pause_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Let no trial begin; those that run go on."""
     desk.manager.pause(study)
-    return study_view(desk.manager, desk.manager.load(study))
+    return view_of(desk, study)
 
 
 @router.post(f"{STUDY}:resume", dependencies=operator, responses=responses(404))
 def resume_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Let trials of a paused or stopped study begin again."""
     desk.manager.resume(study)
-    return study_view(desk.manager, desk.manager.load(study))
+    return view_of(desk, study)
 
 
 @router.post(f"{STUDY}:stop", responses=responses(404))
 def stop_study(study: StudyName, who: Operator, desk: DeskOf) -> StudyView:
     """Let no trial begin, and those that run end with their next report."""
     desk.manager.stop_study(study, by=who.name)
-    return study_view(desk.manager, desk.manager.load(study))
+    return view_of(desk, study)
 
 
 @router.post(f"{STUDY}:archive", dependencies=operator, responses=responses(404))
 def archive_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Take a study out of the list; no trial of it begins."""
     desk.manager.archive(study)
-    return study_view(desk.manager, desk.manager.load(study))
+    return view_of(desk, study)
 
 
 @router.post(f"{STUDY}:unarchive", dependencies=operator, responses=responses(404))
 def unarchive_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Put a study back into the list."""
     desk.manager.archive(study, undo=True)
-    return study_view(desk.manager, desk.manager.load(study))
+    return view_of(desk, study)
 
 
 @router.get(f"{STUDY}/best", dependencies=viewer, responses=responses(404))
@@ -151,6 +132,11 @@ def best(study: StudyName, desk: DeskOf) -> Best:
 def importances(study: StudyName, desk: DeskOf) -> Importances:
     """By parameter, its share of what decides whether a trial is among the best (PED-ANOVA)."""
     return Importances(importances=_importances(desk.manager.load(study)))
+
+
+def view_of(desk: Desk, name: str) -> StudyView:
+    """A study as it is shown, by its name."""
+    return study_view(desk.manager, desk.manager.load(name))
 
 
 def study_view(manager: StudyManager, study: Described) -> StudyView:
@@ -187,9 +173,8 @@ def study_view(manager: StudyManager, study: Described) -> StudyView:
 
 
 def _definition(study: Described) -> StudyDefinition | None:
-    document = study.user_attrs.get(DEFINITION)
     try:
-        return None if document is None else StudyDefinition.model_validate(document)
+        return definition_of(study)
     except ValidationError:  # somebody changed the attribute by hand
         return None
 

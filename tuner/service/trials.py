@@ -22,6 +22,7 @@ from tuner.service.identity import Identity, Role, needs
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
 from tuner.service.paths import STUDY, TRIAL, Number, StudyName
 from tuner.service.problems import AlreadyRequestedError, responses
+from tuner.service.route import Route
 from tuner.service.schemas import (
     LARGEST,
     Adjust,
@@ -56,7 +57,7 @@ MOST_ATTRS = 1000
 MOST_WAITING = 10_000
 """Enqueued trials of one study that have not begun."""
 
-router = APIRouter(prefix="/v1", tags=["trials"])
+router = APIRouter(prefix="/v1", tags=["trials"], route_class=Route)
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128)]
 Worker = Annotated[Identity, Depends(needs(Role.WORKER))]

@@ -196,7 +196,8 @@ class StudyManager:
             names = [study.study_name for study in self._storage.get_all_studies()]
             longer = [other for other in names if other.startswith(f"{name}.")]
             hint = f"; there are: {', '.join(longer[:3])}, …" if longer else near_miss(name, names)
-            raise NotFoundError(f"no study is named {name!r} in {safe_url(self.url)}{hint}") from None
+            local = f" in {safe_url(self.url)}{hint}"
+            raise NotFoundError(f"no study is named {name!r}", local=local) from None
 
     def definition(self, name: str) -> StudyDefinition:
         """The definition of a study.
@@ -332,7 +333,7 @@ class StudyManager:
             document = self._database.study_attr(session, f"{COMPARISON_DOCUMENT}{name}")
         if document is None:
             hint = near_miss(name, self.comparison_names())
-            raise NotFoundError(f"no comparison is named {name!r} in {safe_url(self.url)}{hint}")
+            raise NotFoundError(f"no comparison is named {name!r}", local=f" in {safe_url(self.url)}{hint}")
         return ComparisonDefinition.model_validate(document)
 
     @patiently
@@ -667,7 +668,8 @@ class StudyManager:
         except NotFoundError:
             raise ConflictError(
                 f"there is a study {definition.name!r} already that was not made from a definition; "
-                "use another name or another database"
+                "use another name",
+                local=" or another database",
             ) from None
         differing = [
             name for name in StudyDefinition.model_fields if getattr(there, name) != getattr(wanted, name)
@@ -675,7 +677,8 @@ class StudyManager:
         if differing:
             raise ConflictError(
                 f"there is a study {definition.name!r} already, with another {', '.join(differing)}; "
-                "use another name or another database"
+                "use another name",
+                local=" or another database",
             )
 
 

@@ -935,7 +935,7 @@ class _Details:
         for first in range(0, len(trial_ids), MANY):
             block = {"trials": trial_ids[first : first + MANY]}
             for table, query in _ALL_OF.items():
-                for row in session.execute(query, block):
+                for row in session.execute(query, block).all():  # one by one takes twice as long
                     self._rows[table][row.trial_id].append(row)
 
     def trial(self, row: Any) -> FrozenTrial:

@@ -49,7 +49,7 @@ def create_comparison(
     try:
         is_new = desk.manager.create_comparison(definition)
     except NotFoundError as error:  # no such objective
-        raise DefinitionError(str(error)) from None
+        raise DefinitionError(error.public) from None
     if not is_new:
         response.status_code = 200
     return _view(desk, definition)
@@ -102,7 +102,7 @@ def import_study(document: StudyDocument, who: Operator, desk: DeskOf, key: Key 
         request_id = None if key is None else request_digest(who, "", "import", key)
         desk.manager.import_study(document, request_id=request_id)
     except NotFoundError as error:  # no such objective
-        raise DefinitionError(str(error)) from None
+        raise DefinitionError(error.public) from None
     return view_of(desk, name)
 
 

@@ -25,9 +25,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuner.errors import StorageError, StorageUnavailableError
 from tuner.service.auth import Tokens
-from tuner.service.dashboard import is_dashboards
 from tuner.service.identity import Identity, identify, identity
 from tuner.service.logs import redact, request_id
+from tuner.service.paths import is_dashboards
 from tuner.service.refusal import STYLE_PATH, RefusedError, refusal, wants_page
 
 __all__ = ["PUBLIC", "Readiness", "Threads", "cookie_name", "front", "is_secure"]
@@ -271,39 +271,48 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC:
             who = await self._who(scope)
-            if who is None:
-                await self._turn_away(scope, receive, send)
+            if isinstance(who, str):
+                await self._turn_away(scope, receive, send, who)
                 return
             identify(scope, who)
             scope["state"]["tuner_who"] = who.name
         await self._app(scope, receive, send)
 
-    async def _who(self, scope: Scope) -> Identity | None:
+    async def _who(self, scope: Scope) -> Identity | str:
+        """Who asks, or why that is nobody."""
         headers = Headers(scope=scope)
         if given := headers.getlist("authorization"):
             kind, _, text = given[0].partition(" ")
             if len(given) != 1 or kind.lower() != "bearer":
-                return None
-            return await self._look_up(self._tokens.verify, text.strip())
+                return "the header Authorization must be there once, and read: Bearer, a space, and a token"
+            found = await self._look_up(self._tokens.verify, text.strip())
+            if found is not None:
+                return found
+            return await self._threads.run(self._why_not, text.strip())
         if login := login_of(scope):
             scope["state"]["by_cookie"] = True
-            return await self._look_up(self._tokens.verify_login, login)
-        return None
+            return (
+                await self._look_up(self._tokens.verify_login, login) or "this log-in is over; log in again"
+            )
+        return "a token is needed, in the header Authorization: Bearer …"
 
     async def _look_up(self, verify: Callable[[str], Identity | None], text: str) -> Identity | None:
         return self._tokens.remembered(text) or await self._threads.run(verify, text)
 
-    async def _turn_away(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _why_not(self, text: str) -> str:
+        expired = self._tokens.expired(text)
+        if expired is not None:
+            return f"this token expired at {expired:%Y-%m-%d %H:%M} UTC"
+        return "this token is not known here, or was revoked"
+
+    async def _turn_away(self, scope: Scope, receive: Receive, send: Send, why: str) -> None:
         if wants_page(scope) and "authorization" not in Headers(scope=scope):
             query = scope["query_string"].decode("latin-1")
             wanted = scope["path"] + (f"?{query}" if query else "")
             where = "/login" if wanted == "/" else f"/login?next={quote(wanted)}"
             await RedirectResponse(where, 303)(scope, receive, send)
             return
-        detail = (
-            "a token is needed, in the header Authorization: Bearer …; this one is none, or no longer good"
-        )
-        raise RefusedError(401, "unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="tuner"'})
+        raise RefusedError(401, "unauthorized", why, headers={"WWW-Authenticate": 'Bearer realm="tuner"'})
 
 
 class SameOrigin:
@@ -390,6 +399,11 @@ class Readiness:
         return reason
 
 
+def _is_interface(path: str) -> bool:
+    """Whether a path is that of programs, which want no pages."""
+    return path == "/metrics" or path.startswith("/v1/")
+
+
 class Dispatch:
     """Hands a request to whom its path belongs. Who asks is known by now."""
 
@@ -404,6 +418,8 @@ class Dispatch:
             await self._pages(scope, receive, send)
         elif scope["type"] == "http" and is_dashboards(path):
             await self._dashboard(scope, receive, send, identity(Request(scope)))
+        elif scope["type"] == "http" and wants_page(scope) and not _is_interface(path):
+            raise RefusedError(404, "not_found", "there is no such page")
         else:
             await self._api(scope, receive, send)
 

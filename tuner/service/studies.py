@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
+from tuner.ask_tell import has_budget
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, NotFoundError
 from tuner.ledger import ARCHIVED, Spent, StudyState
@@ -42,10 +43,15 @@ Viewer = Annotated[Identity, Depends(needs(Role.VIEWER))]
 def create_study(definition: StudyDefinition, who: Operator, desk: DeskOf, response: Response) -> StudyView:
     """Create a study. The same again is answered with 200, another one under the same name with 409."""
     who.check_study(definition.name)
+    if definition.objective is None and not len(definition.space):
+        raise DefinitionError(
+            "space: a study without an objective needs a space of one parameter or more; "
+            "its trials would have none"
+        )
     try:
         is_new = desk.manager.ensure(definition)
     except NotFoundError as error:  # no such objective
-        raise DefinitionError(str(error)) from None
+        raise DefinitionError(error.public) from None
     if not is_new:
         response.status_code = 200
     return view_of(desk, definition.name)
@@ -147,12 +153,17 @@ def study_view(manager: StudyManager, study: Described) -> StudyView:
         counts = ledger.database.counts(session, study_id)
         is_single = len(study.directions) == 1
         best = ledger.database.best(session, study_id, study.directions[0]) if is_single else None
+        is_unfinished = ledger.is_unfinished(session, study_id)
     definition = _definition(study)
-    is_archived = bool(study.user_attrs.get(ARCHIVED))
+    state = StudyState.ARCHIVED if study.user_attrs.get(ARCHIVED) else spent.state
+    has_room = definition is None or has_budget(definition, spent, definition.trials)
+    is_finished = not has_room and not is_unfinished
     return StudyView.model_validate(
         {
             "name": study.study_name,
-            "state": (StudyState.ARCHIVED if is_archived else spent.state).value,
+            "state": state.value,
+            "status": _status(state, is_finished),
+            "is_finished": is_finished,
             "objective": None if definition is None else definition.objective,
             "direction": ", ".join(direction.name.lower() for direction in study.directions),
             "sampler": None if definition is None else definition.sampler.name,
@@ -170,6 +181,13 @@ def study_view(manager: StudyManager, study: Described) -> StudyView:
             "definition": None if definition is None else definition.dump(),
         }
     )
+
+
+def _status(state: StudyState, is_finished: bool) -> str:
+    """How a study stands, in a word."""
+    if is_finished and state is not StudyState.ARCHIVED:
+        return "finished"
+    return "running" if state is StudyState.OPEN else state.value
 
 
 def _definition(study: Described) -> StudyDefinition | None:

@@ -202,6 +202,8 @@ def save_checkpoint(  # noqa: PLR0917 - FastAPI gives them by name
     desk: DeskOf,
 ) -> Empty:
     """Keep the training's state after an epoch, instead of an earlier one."""
+    if not data:
+        raise DefinitionError("a checkpoint needs a body; got none")
     ask_tell, lease = desk.lease(study, number, fence)
     ask_tell.save_checkpoint(lease, epoch, data)
     return Empty()
@@ -303,7 +305,7 @@ def view(trial: FrozenTrial) -> TrialView:
             "state": _state(trial.state),
             "value": values[0] if values and len(values) == 1 else None,
             "values": values,
-            "params": trial.params,
+            "params": {**trial.system_attrs.get("fixed_params", {}), **trial.params},
             "user_attrs": trial.user_attrs,
             "reports": _reports(trial.intermediate_values),
             "started": None if trial.datetime_start is None else trial.datetime_start.isoformat(),

@@ -574,8 +574,13 @@ class Database(RDBStorage):
         if states:
             query = query.where(_TRIALS.c.state.in_(states))
         found = session.execute(query.order_by(_TRIALS.c.number).limit(limit)).all()
-        details = _Details(session, [row.trial_id for row in found])
-        return [details.trial(row) for row in found]
+        return _as_trials(session, found)
+
+    def latest(self, session: Session, study_id: int, limit: int, state: TrialState) -> list[FrozenTrial]:
+        """The last `limit` trials in a state, in the order of their numbers."""
+        query = sa.select(_TRIALS).where(_TRIALS.c.study_id == study_id, _TRIALS.c.state == state)
+        found = session.execute(query.order_by(_TRIALS.c.number.desc()).limit(limit)).all()
+        return _as_trials(session, found[::-1])
 
     def counts(self, session: Session, study_id: int | None = None) -> dict[TrialState, int]:
         """How many trials there are in each state that any is in: of a study, or of all."""
@@ -923,8 +928,13 @@ def _read_trials(
     if not found and greater_than < 0:
         models.StudyModel.find_or_raise_by_id(study_id, session)
     chosen = [row for row in found if states is None or row.state in states]
-    details = _Details(session, [row.trial_id for row in chosen])
-    return [details.trial(row) for row in chosen]
+    return _as_trials(session, chosen)
+
+
+def _as_trials(session: Session, rows: Sequence[Any]) -> list[FrozenTrial]:
+    """The trials of rows of Optuna's table of trials, with all that belongs to them."""
+    details = _Details(session, [row.trial_id for row in rows])
+    return [details.trial(row) for row in rows]
 
 
 class _Details:

@@ -157,10 +157,10 @@ def test_a_study_of_stock_optuna_is_shown_and_not_run(service: Api, url: str) ->
     storage.engine.dispose()
 
 
-def test_importances_are_those_of_the_parameters(service: Api) -> None:
+def test_importances_are_those_of_the_parameters(service: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     space = {"x": {"low": 0.0, "high": 1.0}, "y": {"low": 0.0, "high": 1.0}}
     service.post("/v1/studies", {**STUDY, "space": space, "budget": {}}, 201)
-    assert service.get("/v1/studies/s/importances") == {"importances": {}}
+    assert service.get("/v1/studies/s/importances") == {"importances": {}, "trials": 0}
     for _ in range(2):
         run_one(service)
     assert set(service.get("/v1/studies/s/importances")["importances"]) == {"x", "y"}
@@ -168,9 +168,15 @@ def test_importances_are_those_of_the_parameters(service: Api) -> None:
         for trial in service.post("/v1/studies/s/trials:ask", {"client_id": "w", "count": 10})["trials"]:
             told = {"fence": 1, "state": "complete", "value": trial["params"]["x"] ** 2}
             service.post(f"/v1/studies/s/trials/{trial['number']}:tell", told)
-    shares = service.get("/v1/studies/s/importances")["importances"]
+    found = service.get("/v1/studies/s/importances")
+    shares = found["importances"]
+    assert found["trials"] == 42
     assert shares["x"] > 0.8
     assert sum(shares.values()) == pytest.approx(1.0)
+    monkeypatch.setattr("tuner.service.studies.MOST_FOR_IMPORTANCES", 40)
+    latest = service.get("/v1/studies/s/importances")
+    assert latest["trials"] == 40
+    assert latest["importances"] != shares
 
 
 def test_nobody_gets_anywhere_without_the_role(service: Api) -> None:

@@ -315,6 +315,7 @@ class Importances(BaseModel):
     """By parameter, its share of what decides about the value; empty before there is enough to say."""
 
     importances: dict[str, float]
+    trials: int = Field(description="From so many, the latest that were completed; at most 10,000.")
 
 
 class Counts(BaseModel):

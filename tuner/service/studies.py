@@ -7,7 +7,8 @@ from typing import Annotated
 
 import optuna
 from fastapi import APIRouter, Depends, Query, Response
-from optuna.trial import TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from tuner.ask_tell import has_budget
@@ -137,7 +138,14 @@ def best(study: StudyName, desk: DeskOf) -> Best:
 @router.get(f"{STUDY}/importances", dependencies=viewer, responses=responses(404))
 def importances(study: StudyName, desk: DeskOf) -> Importances:
     """By parameter, its share of what decides whether a trial is among the best (PED-ANOVA)."""
-    return Importances(importances=_importances(desk.manager.load(study)))
+    found = desk.manager.load(study)
+    if len(found.directions) > 1:
+        raise DefinitionError(f"{study} has several objectives; importances are those of one")
+    ledger = desk.manager.ledger
+    with ledger.transaction(Mode.READ) as session:
+        complete = ledger.database.latest(session, found._study_id, MOST_FOR_IMPORTANCES, TrialState.COMPLETE)
+    chosen = [trial for trial in complete if trial.params]
+    return Importances(importances=_importances(found.direction, chosen), trials=len(chosen))
 
 
 def view_of(desk: Desk, name: str) -> StudyView:
@@ -212,17 +220,11 @@ def _amounts(definition: StudyDefinition | None, spent: Spent) -> dict[str, dict
     return {"budget": budget, "left": left}
 
 
-def _importances(study: optuna.Study) -> dict[str, float]:
-    if len(study.directions) > 1:
-        raise DefinitionError(f"{study.study_name} has several objectives; importances are those of one")
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    chosen = [trial for trial in complete if trial.params][-MOST_FOR_IMPORTANCES:]
-    if len(chosen) < 2:
+def _importances(direction: StudyDirection, trials: list[FrozenTrial]) -> dict[str, float]:
+    if len(trials) < 2:
         return {}
-    storage = optuna.storages.InMemoryStorage()  # Optuna reads all trials of a study
-    storage.create_new_study([study.direction], study.study_name)
-    seen = optuna.Study(study.study_name, storage)
-    seen.add_trials(chosen)
+    seen = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction=direction)
+    seen.add_trials(trials)  # Optuna reads all trials of a study
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few trials it says so, and takes all parameters for equal

@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_dashboard.py [--trials 10000] [--rounds 5]
 
 What a study's page waits for is one document with all of its trials. It is fetched from `tuner serve` and from a stock
-optuna-dashboard in turns, both of them processes of their own, over HTTP: once when each has been up for `--idle` seconds
-(cold; ours reads large studies ahead meanwhile), then again and again. Our own first page, which lists the study, is timed too. The goal is below one second.
+optuna-dashboard in turns, both of them processes of their own, over HTTP: once when each has been up for `--idle`
+seconds (cold; ours reads large studies ahead meanwhile), then again and again. Our own first page, which lists the
+study, is timed too. The goal is below one second.
 """
 
 from __future__ import annotations

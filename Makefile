@@ -12,12 +12,13 @@ demo: $(VENV)/installed  ## compare four samplers on real digits: tuner.db, repo
 
 test: $(VENV)/installed-test check  ## set up, check and test everything
 
+# three tests at once on two cores, as some of them wait
 check: $(VENV)/installed-test  ## ruff, format, types, layers, tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(or $(JOBS),3) --dist worksteal  # on two cores: some tests wait
+	$(BIN)/pytest -n $(or $(JOBS),3) --dist worksteal
 
 docs: $(VENV)/installed-test  ## write the generated parts of the documentation anew
 	UPDATE_DOCS=1 $(BIN)/pytest -q tests/test_docs.py -k fields

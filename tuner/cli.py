@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from objectives.epoch import Epoch, Objective
 from tuner.assignment import parse_assignments
@@ -48,7 +49,21 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+
+class _Plainly(TyperGroup):
+    """A command whose mistakes are said in Typer's words, without those of what it checks them with."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
+
 app = typer.Typer(
+    cls=_Plainly,
     help="Compare samplers honestly on your own training, then run the best one.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -675,7 +690,7 @@ def token_create(
 
 @token_app.command("list", epilog="**Example**\n\n`tuner token list --format json`")
 def token_list(storage: StorageOption = DEFAULT_URL, format_: FormatOption = Format.TABLE) -> None:
-    """List the tokens. What they read is not known."""
+    """List the tokens: whose, with which role, and until when. Their texts are not kept."""
     with _tokens(storage) as tokens:
         found = [_plain(token) for token in tokens.all()]
     if format_ is Format.JSON:
@@ -699,6 +714,7 @@ def token_revoke(
     """End a token, and the log-ins made with it. A running service notices within seconds."""
     with _tokens(storage) as tokens:
         tokens.revoke(token_id)
+    err.print(f"token {token_id} is revoked", markup=False, highlight=False)
 
 
 @contextmanager

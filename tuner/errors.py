@@ -18,7 +18,17 @@ __all__ = [
 
 
 class TunerError(Exception):
-    """Anything this package raises on purpose. Its text is one line that a person can act on."""
+    """Anything this package raises on purpose. Its text is one line that a person can act on.
+
+    Args:
+        text: the line.
+        local: what else is said to who has the database: where it lies, what there is besides. It follows the text.
+    """
+
+    def __init__(self, text: str = "", *, local: str = "") -> None:
+        super().__init__(f"{text}{local}")
+        self.public = text
+        """What may be said to anybody who may ask."""
 
 
 class DefinitionError(TunerError, ValueError):

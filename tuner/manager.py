@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session as OpenSession
@@ -183,11 +184,8 @@ class StudyManager:
             MissingDependencyError: its sampler needs something that is not installed.
         """
         study = self.load(name)
-        document = study.user_attrs.get(DEFINITION)
-        if document is not None:
-            definition = StudyDefinition.model_validate(document)
-            study.sampler = build_sampler(definition.sampler, definition.context)
-            study.pruner = definition.pruner.build()
+        if (definition := definition_of(study)) is not None:
+            _equip(study, definition)
         return study
 
     @patiently
@@ -203,7 +201,8 @@ class StudyManager:
             names = [study.study_name for study in self._storage.get_all_studies()]
             longer = [other for other in names if other.startswith(f"{name}.")]
             hint = f"; there are: {', '.join(longer[:3])}, …" if longer else near_miss(name, names)
-            raise NotFoundError(f"no study is named {name!r} in {safe_url(self.url)}{hint}") from None
+            local = f" in {safe_url(self.url)}{hint}"
+            raise NotFoundError(f"no study is named {name!r}", local=local) from None
 
     def definition(self, name: str) -> StudyDefinition:
         """The definition of a study.
@@ -211,10 +210,7 @@ class StudyManager:
         Raises:
             NotFoundError: there is no such study, or it was not made from a definition.
         """
-        document = self.load(name).user_attrs.get(DEFINITION)
-        if document is None:
-            raise NotFoundError(f"study {name!r} was not made from a definition")
-        return StudyDefinition.model_validate(document)
+        return _require_definition(self.load(name))
 
     def described(self, study: str) -> StudyDefinition:
         """The definition of the study that a name means: one in the database, a file, or a name in `studies/`.
@@ -342,7 +338,7 @@ class StudyManager:
             document = self._database.study_attr(session, f"{COMPARISON_DOCUMENT}{name}")
         if document is None:
             hint = near_miss(name, self.comparison_names())
-            raise NotFoundError(f"no comparison is named {name!r} in {safe_url(self.url)}{hint}")
+            raise NotFoundError(f"no comparison is named {name!r}", local=f" in {safe_url(self.url)}{hint}")
         return ComparisonDefinition.model_validate(document)
 
     @patiently
@@ -617,7 +613,10 @@ class StudyManager:
         Raises:
             NotFoundError: there is no such study, or it was not made from a definition.
         """
-        return AskTell(self.open(name), self.definition(name), self._ledger, shared=shared)
+        study = self.load(name)
+        definition = _require_definition(study)
+        _equip(study, definition)
+        return AskTell(study, definition, self._ledger, shared=shared)
 
     def working(self, names: Sequence[str]) -> list[Working]:
         """What workers do now in these studies, here and elsewhere: by trial, the oldest first."""
@@ -693,7 +692,8 @@ class StudyManager:
         except NotFoundError:
             raise ConflictError(
                 f"there is a study {definition.name!r} already that was not made from a definition; "
-                "use another name or another database"
+                "use another name",
+                local=" or another database",
             ) from None
         differing = [
             name for name in StudyDefinition.model_fields if getattr(there, name) != getattr(wanted, name)
@@ -701,8 +701,50 @@ class StudyManager:
         if differing:
             raise ConflictError(
                 f"there is a study {definition.name!r} already, with another {', '.join(differing)}; "
-                "use another name or another database"
+                "use another name",
+                local=" or another database",
             )
+
+
+class Described(Protocol):
+    """What is read of a study as a whole: Optuna's `Study` and `FrozenStudy` have it."""
+
+    @property
+    def study_name(self) -> str:
+        """Its name."""
+
+    @property
+    def directions(self) -> list[StudyDirection]:
+        """One an objective."""
+
+    @property
+    def user_attrs(self) -> dict[str, Any]:
+        """Our own among them."""
+
+    _study_id: int
+
+
+def definition_of(study: Described) -> StudyDefinition | None:
+    """The definition that a study was made from; None where it was made elsewhere.
+
+    Raises:
+        pydantic.ValidationError: somebody changed it by hand.
+    """
+    document = study.user_attrs.get(DEFINITION)
+    return None if document is None else StudyDefinition.model_validate(document)
+
+
+def _require_definition(study: Described) -> StudyDefinition:
+    definition = definition_of(study)
+    if definition is None:
+        raise NotFoundError(f"study {study.study_name!r} was not made from a definition")
+    return definition
+
+
+def _equip(study: optuna.Study, definition: StudyDefinition) -> None:
+    """Give a study its sampler and pruner."""
+    study.sampler = build_sampler(definition.sampler, definition.context)
+    study.pruner = definition.pruner.build()
 
 
 def _check_runnable(definition: StudyDefinition, objective: Objective | Function | None) -> None:
@@ -797,8 +839,7 @@ def _summary(study: Any, state: StudyState, storage: BaseStorage) -> StudySummar
     counts = {state.name: sum(t.state == state for t in trials) for state in TrialState}
     directions = [direction.name.lower() for direction in study.directions]
     values = [t.values[0] for t in trials if t.state == TrialState.COMPLETE and len(directions) == 1]
-    document = study.user_attrs.get(DEFINITION)
-    definition = None if document is None else StudyDefinition.model_validate(document)
+    definition = definition_of(study)
     archived = bool(study.user_attrs.get(ARCHIVED))
     return StudySummary(
         name=study.study_name,

@@ -163,7 +163,7 @@ def test_what_the_study_does_not_search_is_no_trials_fault(client: Client, sugge
 
 
 def test_a_study_without_space_cannot_be_optimized_from_here(client: Client) -> None:
-    study = client.create(definition("empty", space={}))
+    study = client.create(definition("empty", space={}, objective="branin"))
     with pytest.raises(DefinitionError, match="has no space"):
         study.optimize(lambda trial: 0.0)
     with pytest.raises(DefinitionError, match="at least 1"):

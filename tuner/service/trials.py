@@ -22,6 +22,7 @@ from tuner.service.identity import Identity, Role, needs
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
 from tuner.service.paths import STUDY, TRIAL, Number, StudyName
 from tuner.service.problems import AlreadyRequestedError, responses
+from tuner.service.route import Route
 from tuner.service.schemas import (
     LARGEST,
     Adjust,
@@ -56,7 +57,7 @@ MOST_ATTRS = 1000
 MOST_WAITING = 10_000
 """Enqueued trials of one study that have not begun."""
 
-router = APIRouter(prefix="/v1", tags=["trials"])
+router = APIRouter(prefix="/v1", tags=["trials"], route_class=Route)
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128)]
 Worker = Annotated[Identity, Depends(needs(Role.WORKER))]
@@ -201,6 +202,8 @@ def save_checkpoint(  # noqa: PLR0917 - FastAPI gives them by name
     desk: DeskOf,
 ) -> Empty:
     """Keep the training's state after an epoch, instead of an earlier one."""
+    if not data:
+        raise DefinitionError("a checkpoint needs a body; got none")
     ask_tell, lease = desk.lease(study, number, fence)
     ask_tell.save_checkpoint(lease, epoch, data)
     return Empty()
@@ -302,7 +305,7 @@ def view(trial: FrozenTrial) -> TrialView:
             "state": _state(trial.state),
             "value": values[0] if values and len(values) == 1 else None,
             "values": values,
-            "params": trial.params,
+            "params": {**trial.system_attrs.get("fixed_params", {}), **trial.params},
             "user_attrs": trial.user_attrs,
             "reports": _reports(trial.intermediate_values),
             "started": None if trial.datetime_start is None else trial.datetime_start.isoformat(),

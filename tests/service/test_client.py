@@ -105,6 +105,7 @@ def test_jobs_in_threads_end_the_budget_exactly(served: Served, client: Client) 
     study = client.create(definition(budget={"trials": 25, "epochs": 100}))
     study.optimize(function, n_jobs=4, catch=ArithmeticError)
     status = study.status()
+    assert (status.status, status.is_finished, status.state) == ("finished", True, "open")
     assert status.counts["running"] == status.counts["waiting"] == 0
     assert status.spent["trials"] == sum(status.counts.values()) <= 25
     reported = sum(len(trial.reports) for trial in study.trials())

@@ -360,6 +360,12 @@ def test_the_command_stops_in_order(
     assert all(f"goes on after epoch {shown[number]}" in line for number, line in enumerate(lines))
     assert len(lines) == 2
     assert json.loads(tuner("trials", "walks", "--format", "json")[1])[1]["checkpoint_epoch"] == shown[1]
+    with Client(served.url, TOKEN) as client:
+        assert client.study("walks").trial(1).checkpoint_epoch == shown[1]
+        assert [trial.checkpoint_epoch for trial in client.study("walks").trials("waiting")] == [
+            shown[0],
+            shown[1],
+        ]
     again = ask_tell.ask()
     assert again is not None
     assert again.attempt == 1

@@ -296,6 +296,10 @@ class TrialView(BaseModel):
     started: str | None
     ended: str | None
     failure: str | None = None
+    checkpoint_epoch: int | None = Field(
+        None,
+        description="After this epoch the training was kept: whoever gets the trial next goes on from there.",
+    )
 
 
 class Trials(BaseModel):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -277,9 +279,10 @@ def trials(
         found = ledger.database.page(
             session, study_id, after=start_of(page_token), limit=page_size + 1, states=states
         )
+        kept = ledger.checkpointed(session, study_id)
     page = found[:page_size]
     return Trials(
-        trials=[view(trial) for trial in page],
+        trials=[view(trial, kept) for trial in page],
         next_page_token=next_token(page[-1].number if len(found) > page_size else None),
     )
 
@@ -292,11 +295,11 @@ def trial(study: StudyName, number: Number, desk: DeskOf) -> TrialView:
         trial_id = ledger.database.trial_id(session, study_id, number)
         if trial_id is None:
             raise NotFoundError(f"{study} has no trial {number}")
-        return view(ledger.database.trial(session, trial_id))
+        return view(ledger.database.trial(session, trial_id), ledger.checkpointed(session, study_id))
 
 
-def view(trial: FrozenTrial) -> TrialView:
-    """A trial as it is shown."""
+def view(trial: FrozenTrial, kept: Mapping[int, int] = MappingProxyType({})) -> TrialView:
+    """A trial as it is shown; `kept` has the epochs of the checkpoints that there are, by the ids of their trials."""
     values = None if trial.values is None else [as_number(value) for value in trial.values]
     failure = trial.user_attrs.get("failure")
     return TrialView.model_validate(
@@ -311,6 +314,7 @@ def view(trial: FrozenTrial) -> TrialView:
             "started": None if trial.datetime_start is None else trial.datetime_start.isoformat(),
             "ended": None if trial.datetime_complete is None else trial.datetime_complete.isoformat(),
             "failure": failure if isinstance(failure, str) else None,
+            "checkpoint_epoch": kept.get(trial._trial_id),
         }
     )
 

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from tuner import ComparisonDefinition, StudyManager
 from tuner.comparison import ComparisonResult, Run
-from tuner.report import LIGHT, curves_figure, finals_figure, page, terminal_table, write_report
+from tuner.comparison.figures import LIGHT, curves_figure, finals_figure
+from tuner.report import page, terminal_table, write_report
 
 EVIL = '</script><script>alert("1")</script><!-- & <b>x</b>'
 
@@ -85,14 +86,16 @@ def finished():
 
 
 class Reader(HTMLParser):
-    """What a browser would make of a page: elements, tables, scripts and the text outside them."""
+    """What a browser makes of a page: elements, tables (also by the title above), scripts, the text outside."""
 
     def __init__(self, text):
         super().__init__()
         self.elements = []
         self.tables = []
+        self.sections = {}
         self.scripts = []
         self.text = ""
+        self._title = ""
         self._open = []
         self.feed(text)
 
@@ -102,6 +105,9 @@ class Reader(HTMLParser):
         self._open.append(tag)
         if tag == "table":
             self.tables.append([])
+            self.sections.setdefault(self._title, self.tables[-1])
+        if tag in ("h2", "h3"):
+            self._title = ""
         if tag == "tr":
             self.tables[-1].append([])
         if tag in ("td", "th"):
@@ -119,12 +125,17 @@ class Reader(HTMLParser):
             self.scripts[-1] = (kind, text + data)
         elif "style" not in self._open:
             self.text += data
+            if self._open and self._open[-1] in ("h2", "h3"):
+                self._title += data
             if "td" in self._open or "th" in self._open:
                 self.tables[-1][-1][-1] += data
 
     @property
     def figures(self):
-        return [json.loads(text) for kind, text in self.scripts if kind == "application/json"]
+        """By the names of their places."""
+        names = [a["id"] for _, a in self.elements if a.get("class") == "plot"]
+        found = [json.loads(text) for kind, text in self.scripts if kind == "application/json"]
+        return dict(zip(names, found, strict=True))
 
 
 def read(comparison):
@@ -161,7 +172,7 @@ def test_objective_is_described():
 
 
 def test_ranking_has_every_number(finished):
-    head, first, second = read(finished).tables[0]
+    head, first, second = read(finished).sections["Ranking"]
     assert head[:2] == ["arm", "mean rank"]
     row = dict(zip(head, first, strict=True))
     low, median, high = np.quantile([0.1, 0.2, 0.15], [0.25, 0.5, 0.75], method="median_unbiased")
@@ -176,7 +187,7 @@ def test_ranking_has_every_number(finished):
 
 
 def saved(*runs, **changes):
-    head, *lines = read(result(*runs, **changes)).tables[0]
+    head, *lines = read(result(*runs, **changes)).sections["Ranking"]
     return {line[0]: line[head.index("saved")] for line in lines}
 
 
@@ -202,7 +213,7 @@ def test_saved_epochs_are_not_told_where_completed_trials_differ_in_length():
 
 
 def test_best_configuration_is_that_of_the_best_run(finished):
-    head, first, _ = read(finished).tables[1]
+    head, first, _ = read(finished).sections["Best configurations"]
     row = dict(zip(head, first, strict=True))
     assert head[2:5] == list(DOCUMENT["space"])
     assert (row["arm"], row["value"]) == ("bayes", "0.1000")
@@ -214,7 +225,7 @@ def test_best_configuration_is_that_of_the_best_run(finished):
 
 def test_method_is_told(finished):
     reader = read(finished)
-    _, _, arms, space = reader.tables
+    arms, space = reader.sections["Arms"], reader.sections["Space"]
     assert arms[1:] == [
         ["plain", "random", "median (warmup_epochs = 3)", "–"],
         ["bayes", "tpe (startup_trials = 5)", "median (warmup_epochs = 3)", f"note = {EVIL}"],
@@ -253,7 +264,7 @@ def test_nothing_to_compare_yet():
     reader = read(result(run("plain", 0, [1.0])))
     assert "Nothing to compare yet" in reader.text
     assert "Unfinished" in reader.text
-    assert reader.figures == []
+    assert reader.figures == {}
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -263,10 +274,19 @@ def medians(figure):
     return {trace["name"]: trace for trace in figure["data"] if "name" in trace and trace["mode"] == "lines"}
 
 
-def test_curves_are_medians_with_quartiles(finished):
-    figure = curves_figure(finished)
-    low, high, median = figure["data"][:3]
-    values = np.array(BAYES)
+def seeds_of(values, n):
+    """A comparison with these values for one arm, and worse ones for the other, over n seeds."""
+    runs = [run(arm, seed, [v + worse for v in values[seed]]) for arm, worse in ARMS for seed in range(n)]
+    comparison = {**DOCUMENT["comparison"], "seeds": n}
+    return result(*runs, comparison=comparison)
+
+
+ARMS = (("plain", 1.0), ("bayes", 0.0))
+
+
+def test_curves_are_medians_with_quartiles():
+    values = np.random.default_rng(0).uniform(size=(6, 4)).cumsum(axis=1)[:, ::-1]
+    low, high, median = curves_figure(seeds_of(values.tolist(), 6))["data"][:3]
     assert median["name"] == "bayes"
     assert median["x"] == [1, 2, 3, 4]
     assert median["y"] == pytest.approx(np.median(values, axis=0))
@@ -277,19 +297,29 @@ def test_curves_are_medians_with_quartiles(finished):
     )  # the legend toggles them together
 
 
+def test_few_seeds_are_drawn_one_by_one(finished):
+    runs, median, *_ = curves_figure(finished)["data"]
+    assert median["name"] == "bayes"
+    assert median["y"] == pytest.approx(np.median(BAYES, axis=0))
+    assert runs["y"] == [*BAYES[0], None, *BAYES[1], None, *BAYES[2], None]
+    assert runs["x"] == [1, 2, 3, 4, None] * 3
+    assert "fill" not in runs
+    assert runs["legendgroup"] == median["legendgroup"]
+
+
 def test_curves_against_epochs(finished):
     assert medians(curves_figure(finished, "epochs"))["plain"]["x"][-1] == 40
-    assert len(read(finished).figures) == 3
+    assert "best-by-epochs" in read(finished).figures
 
 
 def test_epochs_are_left_out_where_they_are_trials():
     runs = [run(arm, 0, [2.0, 1.0], lengths=[1, 1]) for arm in ("plain", "bayes")]
-    assert len(read(result(*runs)).figures) == 2
+    assert "best-by-epochs" not in read(result(*runs)).figures
 
 
 def test_epochs_are_left_out_where_there_are_none():
     runs = [run(arm, 0, [2.0, 1.0], lengths=[0, 0]) for arm in ("plain", "bayes")]
-    assert len(read(result(*runs)).figures) == 2
+    assert "best-by-epochs" not in read(result(*runs)).figures
 
 
 @pytest.mark.parametrize(("direction", "worst"), [("minimize", math.inf), ("maximize", -math.inf)])
@@ -313,8 +343,10 @@ def test_runs_without_a_completed_trial_are_not_drawn():
     reader = read(result(*runs))
     assert "Not drawn: 3 runs without a completed trial." in reader.text
     assert reader.tables[0][2][2] == "– [–, –]"
-    assert len(reader.tables[1]) == 2  # the title and the one arm that has a best configuration
-    assert list(medians(reader.figures[0])) == ["bayes"]
+    assert (
+        len(reader.sections["Best configurations"]) == 2
+    )  # the title and the one arm that has a best configuration
+    assert list(medians(reader.figures["best-by-trials"])) == ["bayes"]
 
 
 def test_nothing_completed_anywhere():
@@ -371,7 +403,7 @@ def test_axis_shows_all_medians_and_the_best_quartile(finished):
     figure = curves_figure(finished)
     low, high = figure["layout"]["yaxis"]["range"]
     shown = [v for trace in medians(figure).values() for v in trace["y"]]
-    assert low < min(v for trace in figure["data"] for v in trace["y"])
+    assert low < min(v for trace in figure["data"] for v in trace["y"] if v is not None)
     assert max(shown) < high
 
 
@@ -400,7 +432,8 @@ def test_many_arms_can_be_told_apart():
 def test_no_text_breaks_out(finished):
     runs = [dataclasses.replace(r, study=EVIL, best_params={EVIL: EVIL}) for r in finished.runs]
     reader = read(ComparisonResult(definition(objective=EVIL), tuple(runs)))
-    assert [kind for kind, _ in reader.scripts] == ["application/json"] * 3 + [None] * 2
+    kinds = [kind for kind, _ in reader.scripts]
+    assert kinds == ["application/json"] * len(reader.figures) + [None] * 2
     assert not [tag for tag, _ in reader.elements if tag == "b"]
     assert reader.text.count(EVIL) == 8  # objective, best trials (5), arm, space
 
@@ -456,9 +489,9 @@ def test_files(finished, tmp_path):
     path = write_report(finished, tmp_path / "deep" / "report")
     assert path == tmp_path / "deep" / "report" / "index.html"
     assert finished.verdict in path.read_text(encoding="utf-8")
-    assert sorted(p.name for p in path.parent.iterdir()) == ["index.html", "results.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["index.html", "results.json", "trials.csv"]
     results = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
-    assert results == json.loads(json.dumps(finished.to_dict()))
+    assert results == json.loads(finished.to_json()) | {"made": results["made"]}
 
 
 def test_files_can_be_read_by_others(finished, tmp_path):
@@ -490,7 +523,11 @@ def test_report_is_replaced_as_a_whole(finished, tmp_path, monkeypatch):
         with pytest.raises(OSError, match="no space"):
             write_report(result(run("plain", 0, [1.0])), tmp_path)
     assert path.read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["index.html", "results.json"]  # no draft is left
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "index.html",
+        "results.json",
+        "trials.csv",
+    ]  # no draft is left
 
 
 # ------------------------------------------------------------------------------------------------------------ terminal
@@ -538,8 +575,8 @@ def test_report_of_a_real_comparison(tmp_path):
     reader = Reader(write_report(comparison, tmp_path / "report").read_text(encoding="utf-8"))
     assert comparison.verdict in reader.text
     assert "Unfinished" not in reader.text
-    assert [line[0] for line in reader.tables[0][1:]] == comparison.ranking
-    row = reader.tables[1][1]
+    assert [line[0] for line in reader.sections["Ranking"][1:]] == comparison.ranking
+    row = reader.sections["Best configurations"][1]
     trial = manager.load(row[-2]).trials[int(row[-1])]
     assert float(row[2].replace("−", "-")) == pytest.approx(trial.params["x0"], rel=1e-3)
     assert float(row[1]) == pytest.approx(trial.value, rel=1e-3)

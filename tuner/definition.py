@@ -238,6 +238,13 @@ class Comparison(_Document):
         default=10, description="How many; seed k of n is the definition's seed + k."
     )
     arms: Annotated[list[Arm], Field(min_length=2, max_length=64)] = Field(description="The competitors.")
+    targets: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default=[], description="Values of interest: when does each arm reach them?"
+    )
+    test_repeats: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=3,
+        description="At the end each run's best point is trained so often with fresh seeds, for its test value.",
+    )
 
 
 class Member(_Document):
@@ -286,7 +293,7 @@ class ComparisonDefinition(StudyDefinition):
         """
         if not 1 <= seeds <= MOST_SEEDS:
             raise DefinitionError(f"seeds must lie in 1 … {MOST_SEEDS}; got {seeds}")
-        comparison = Comparison(seeds=seeds, arms=self.comparison.arms)
+        comparison = self.comparison.model_copy(update={"seeds": seeds})
         return self.model_copy(update={"comparison": comparison})
 
     def check_objective(self) -> None:

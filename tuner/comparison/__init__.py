@@ -6,6 +6,7 @@ computed from what the member studies hold, so that a comparison that was interr
 running, is read in the same way.
 """
 
+from tuner.comparison.problems import ProblemRow, ProblemsResult, require_problems
 from tuner.comparison.result import TEST, ArmRow, ComparisonResult, Pair, TargetRow, read_comparison
 from tuner.comparison.runs import Curve, Run, TestValues, Unit
 
@@ -15,9 +16,12 @@ __all__ = [
     "ComparisonResult",
     "Curve",
     "Pair",
+    "ProblemRow",
+    "ProblemsResult",
     "Run",
     "TargetRow",
     "TestValues",
     "Unit",
     "read_comparison",
+    "require_problems",
 ]

@@ -257,14 +257,14 @@ def differences_figure(result: ComparisonResult) -> Figure:
     names = [f"{html.escape(pair.first)} − {html.escape(pair.second)}" for pair in pairs]
     traces = [_seeds_trace(result, pair, name) for pair, name in zip(pairs, names, strict=True)]
     traces += [_interval_trace(result, pair, name) for pair, name in zip(pairs, names, strict=True)]
-    better = "less" if result.minimize else "more"
+    better = "below 0" if result.minimize else "above 0"
     zero = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper"}
     shown = [v for trace in traces for v in (*trace["x"], *trace.get("customdata", [[]])[0]) if v is not None]
     return {
         "data": traces,
         "layout": {
             "xaxis": {
-                "title": {"text": f"difference of the values ({better}: the first is better)"},
+                "title": {"text": f"difference ({better} the first is better)"},
                 **_axis(min([0.0, *shown]), max([0.0, *shown]), log=False),
             },
             "yaxis": _rows_axis(names),
@@ -355,7 +355,7 @@ def savings_figure(result: ComparisonResult) -> Figure:
             "xaxis": {"title": {"text": "epochs, all seeds"}, "rangemode": "tozero"},
             "yaxis": _rows_axis(names),
             "hovermode": "closest",
-            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         },
     }
 
@@ -416,7 +416,8 @@ def boxes_figure(
     """
     place: Callable[[float], float] = (lambda value: 1 - value) if scale == "reverse_log" else float
     found = [(t.number, place(t.params[name]), t.state.name) for t in run.trials if name in t.params]
-    x, low, high = _box_steps([(number, place(low), place(high)) for number, low, high in boxes])
+    last = run.trials[-1].number if run.trials else 0
+    x, low, high = _box_steps([(number, place(low), place(high)) for number, low, high in boxes], last)
     band = {
         "type": "scatter",
         "mode": "lines",
@@ -449,11 +450,11 @@ def boxes_figure(
         "hovertemplate": "the best: %{y:.4g}",
     }
     title = f"1 − {name}" if scale == "reverse_log" else name
-    y: Figure = {"type": "linear" if scale == "linear" else "log", "title": {"text": html.escape(title)}}
-    if scale == "reverse_log":
-        y["autorange"] = "reversed"
-    if scale != "linear":
-        y |= {"dtick": 1, "exponentformat": "power"}
+    shown = [*low, *high, *(value for _, value, _ in found)]
+    y = _axis(min(shown), max(shown), log=scale != "linear" and min(shown) > 0) if shown else {}
+    if scale == "reverse_log" and shown:
+        y["range"] = y["range"][::-1]
+    y["title"] = {"text": html.escape(title)}
     return {
         "data": [
             {**band, "y": low, "line": edge},
@@ -472,12 +473,12 @@ def boxes_figure(
 
 
 def _box_steps(
-    boxes: Sequence[tuple[int, float, float]],
+    boxes: Sequence[tuple[int, float, float]], last: int
 ) -> tuple[list[float], list[float], list[float]]:
-    """The boxes as steps; each holds until the trial before the next one."""
+    """The boxes as steps; each holds until the next one, the last one to the `last` trial."""
     x, low, high = [], [], []
     for i, (number, one, other) in enumerate(boxes):
-        end = boxes[i + 1][0] if i + 1 < len(boxes) else number + 1
+        end = boxes[i + 1][0] if i + 1 < len(boxes) else last + 1
         x += [number - 0.5, end - 0.5]
         low += [min(one, other)] * 2
         high += [max(one, other)] * 2
@@ -504,11 +505,12 @@ def learning_figure(result: ComparisonResult, best: Mapping[str, Mapping[int, fl
             }
         )
     values = [value for trace in traces for value in trace["y"]]
+    longest = max((len(trace["x"]) for trace in traces), default=1)
     scale = _axis(min(values), max(values), log=is_log(values)) if values else {}
     return {
         "data": traces,
         "layout": {
-            "xaxis": {"title": {"text": "epoch"}, "rangemode": "tozero"},
+            "xaxis": {"title": {"text": "epoch"}, "rangemode": "tozero", "nticks": min(10, longest + 1)},
             "yaxis": {"title": {"text": "value"}, **scale},
             "hovermode": "x unified",
             "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},

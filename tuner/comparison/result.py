@@ -80,8 +80,8 @@ class Pair:
 
     `difference` is the median of first − second, in the units of the value; `wins` the probability that the first is
     better with the same seed; `effect` Vargha and Delaney's Â, the probability with any seeds; `p` Holm's, over all
-    pairs. `seeds_needed` would settle it if the seeds so far are typical; None where it is settled or nothing points
-    either way.
+    pairs. `seeds_needed` would settle it if the seeds so far are typical; None where it is settled, nothing points
+    either way, or there are fewer than six.
     """
 
     first: str
@@ -391,7 +391,9 @@ class ComparisonResult:
         )
 
     def _seeds_needed(self, first: str, second: str) -> int | None:
-        """How many seeds would settle a pair that these did not."""
+        """How many seeds would settle a pair that these did not; None where nothing can be said of it."""
+        if len(self.seeds) < LEAST_SEEDS:
+            return None
         i, j = self.arms.index(first), self.arms.index(second)
         hypotheses = math.comb(len(self.arms), 2)
         needed = seeds_needed(self._losses[i], self._losses[j], hypotheses=hypotheses, power=POWER)

@@ -6,7 +6,17 @@ trial is text until `tag` has escaped it.
 """
 
 from tuner.comparison.export import finite
-from tuner.report.page import page, write_report
-from tuner.report.terminal import pairs_table, terminal_table
+from tuner.report.page import page, write_problems, write_report
+from tuner.report.png import write_pngs
+from tuner.report.terminal import pairs_table, problems_table, terminal_table
 
-__all__ = ["finite", "page", "pairs_table", "terminal_table", "write_report"]
+__all__ = [
+    "finite",
+    "page",
+    "pairs_table",
+    "problems_table",
+    "terminal_table",
+    "write_pngs",
+    "write_problems",
+    "write_report",
+]

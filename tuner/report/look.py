@@ -20,7 +20,7 @@ PAGE = Template(
 <body>
 <main>
 $body
-<noscript><p class="notice">The plots need JavaScript; the tables hold all their numbers.</p></noscript>
+
 </main>
 $scripts
 </body>
@@ -44,13 +44,16 @@ STYLE = Template(
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
 .plots.wide { grid-template-columns: 1fr; }
 .plot { min-width: 0; width: 100%; }
+.note + .scroll { margin-top: 1.5rem; }
 .diagnoses { margin: 1rem 0 0; font-size: .9rem; }
 .diagnoses > div { display: grid; grid-template-columns: minmax(8rem, auto) 1fr; gap: 1rem; padding: .25rem 0; }
 .diagnoses dt { font-weight: 600; }
 .diagnoses dd { margin: 0; max-width: 52rem; }
 @media (max-width: 46rem) {
   .diagnoses > div { display: block; }
-  tbody td[data-label^="median"] { grid-column: span 2; }
+  tbody td:is([data-label^="median"], [data-label^="P("], [data-label^="test_"], [data-label^="best dev"]) {
+    grid-column: span 2;
+  }
 }
 @media print { section { break-inside: avoid; } details { display: none; } }
 """
@@ -70,6 +73,7 @@ DRAW = """
     const colour = read(trace.meta.colour);
     if (trace.line) trace.line.color = colour;
     if (trace.marker) trace.marker.color = colour;
+    if (trace.error_x) trace.error_x.color = colour;
     if (trace.fillcolor) trace.fillcolor = shade(colour, trace.meta.opacity);
     return trace;
   }

@@ -6,11 +6,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tuner.comparison import ComparisonResult
+from tuner.comparison import ComparisonResult, ProblemsResult
 from tuner.comparison.figures import shown_pairs
 from tuner.report.wording import count, estimate_text, number, p_value, spread_text
 
-__all__ = ["pairs_table", "terminal_table"]
+__all__ = ["pairs_table", "problems_table", "terminal_table"]
 
 
 def terminal_table(result: ComparisonResult) -> Table:
@@ -49,6 +49,15 @@ def pairs_table(result: ComparisonResult) -> Table:
             p_value(pair.p),
             needed,
         )
+    return table
+
+
+def problems_table(result: ProblemsResult) -> Table:
+    """The arms over several problems: mean ranks over the seeds of each, and over the problems."""
+    table = _table("arm", ["mean\nrank", *result.problems, "p"])
+    for row in result.table():
+        ranks = [f"{rank:.2f}" for rank in row.ranks]
+        table.add_row(Text(row.arm), f"{row.mean_rank:.2f}", *ranks, p_value(row.p))
     return table
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -17,9 +18,17 @@ import pytest
 from rich.console import Console
 
 from tuner import ComparisonDefinition, StudyManager
-from tuner.comparison import ComparisonResult, Run
-from tuner.comparison.figures import LIGHT, curves_figure, finals_figure
+from tuner.comparison import ComparisonResult, Run, TestValues
+from tuner.comparison.figures import (
+    LIGHT,
+    curves_figure,
+    differences_figure,
+    finals_figure,
+    ranks_figure,
+    savings_figure,
+)
 from tuner.report import page, terminal_table, write_report
+from tuner.report.insight import best_run, importances
 
 EVIL = '</script><script>alert("1")</script><!-- & <b>x</b>'
 
@@ -267,7 +276,90 @@ def test_nothing_to_compare_yet():
     assert reader.figures == {}
 
 
+def noisy(n=8, **changes):
+    """Eight seeds of two arms that hardly differ, though seeds do."""
+    rng = np.random.default_rng(0)
+    luck, comparison = rng.normal(size=n), {**DOCUMENT["comparison"], "seeds": n, **changes}
+    runs = [
+        run(
+            arm,
+            seed,
+            [9.0, 8.0, 7.0, luck[seed] + better + 0.05 * rng.normal()],
+            lengths=[10, 10, 10, length],
+        )
+        for arm, length, better in (("plain", 10, 0.0), ("bayes", 90, -0.03))
+        for seed in range(n)
+    ]
+    return result(*runs, comparison=comparison)
+
+
+def test_warnings_stand_beside_the_verdict():
+    text = read(noisy()).text
+    assert "Seeds differ by more than arms do" in text
+    assert "Budgets are equal in trials, not in epochs: bayes spent 960, plain 320." in text
+
+
+def test_pairs_are_told_with_intervals_and_effects():
+    comparison = noisy()
+    head, line = read(comparison).sections["Who beats whom"]
+    row, [pair] = dict(zip(head, line, strict=True)), comparison.pairs
+    assert row["first − second"] == " − ".join(comparison.ranking)
+    numbers = [float(n.replace("−", "-")) for n in re.findall(r"[−\d.]+", row["median difference"])]
+    assert numbers == pytest.approx(
+        [pair.difference.value, pair.difference.low, pair.difference.high], rel=0.06
+    )
+    assert row["Â"] == f"{pair.effect:.2f}"
+    assert row["seeds to settle it"] == f"{pair.seeds_needed:,}"
+
+
+def test_test_values_are_means_of_fresh_trainings(finished):
+    assert "On test data" not in read(finished).sections
+    tests = {"plain": (0.5, 0.7), "bayes": (0.2, 0.4)}
+    runs = [
+        dataclasses.replace(r, test=TestValues(2, {"test_loss": tests[r.arm], "test_error": (0.0, math.nan)}))
+        for r in finished.runs
+    ]
+    head, first, _ = read(ComparisonResult(finished.definition, tuple(runs))).sections["On test data"]
+    assert dict(zip(head, first, strict=True)) == {
+        "arm": "bayes",
+        "best dev value": "0.1500 [0.108, 0.192]",
+        "test_loss": "0.3000 [0.300, 0.300]",
+        "test_error": "3 of 3 failed",
+    }
+
+
+def test_targets_are_told_with_what_they_took(finished):
+    comparison = {**DOCUMENT["comparison"], "targets": [0.5]}
+    lines = read(ComparisonResult(definition(comparison=comparison), finished.runs)).sections[
+        "Time to targets"
+    ]
+    assert lines[1:] == [
+        ["0.5000: bayes", "3 of 3", "2.00", "20.0", "0.750"],
+        ["0.5000: plain", "3 of 3", "4.00", "40.0", "1.50"],
+    ]
+
+
 # ------------------------------------------------------------------------------------------------------------ figures
+
+
+def test_ranks_carry_nemenyis_critical_difference(finished):
+    figure = ranks_figure(finished)
+    assert [(trace["x"], trace["y"]) for trace in figure["data"]] == [([1.0], ["bayes"]), ([2.0], ["plain"])]
+    half = 1.960 * math.sqrt(2 * 3 / (6 * 3)) / 2
+    assert [trace["error_x"]["array"] for trace in figure["data"]] == [[pytest.approx(half, rel=1e-3)]] * 2
+
+
+def test_differences_are_drawn_for_each_seed_with_their_interval():
+    comparison = noisy()
+    seeds, interval = differences_figure(comparison)["data"]
+    [pair] = comparison.pairs
+    first, second = (comparison.finals[comparison.arms.index(arm)] for arm in (pair.first, pair.second))
+    assert seeds["x"] == pytest.approx((first - second).tolist())
+    assert interval["x"] == [pair.difference.value]
+    ends = interval["x"][0] + np.array(
+        [-interval["error_x"]["arrayminus"][0], interval["error_x"]["array"][0]]
+    )
+    assert ends == pytest.approx([pair.difference.low, pair.difference.high])
 
 
 def medians(figure):
@@ -408,7 +500,13 @@ def test_axis_shows_all_medians_and_the_best_quartile(finished):
 
 
 def test_figures_are_plotlys(finished):
-    for figure in (curves_figure(finished), curves_figure(finished, "epochs"), finals_figure(finished)):
+    more = (ranks_figure(finished), differences_figure(finished))
+    for figure in (
+        curves_figure(finished),
+        curves_figure(finished, "epochs"),
+        finals_figure(finished),
+        *more,
+    ):
         assert go.Figure(figure).to_dict()["data"]  # it refuses names and values that Plotly does not know
 
 
@@ -580,3 +678,81 @@ def test_report_of_a_real_comparison(tmp_path):
     trial = manager.load(row[-2]).trials[int(row[-1])]
     assert float(row[2].replace("−", "-")) == pytest.approx(trial.params["x0"], rel=1e-3)
     assert float(row[1]) == pytest.approx(trial.value, rel=1e-3)
+
+
+def test_report_of_a_real_training_tells_what_its_trials_say(tmp_path):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    document = {
+        "name": "trained",
+        "objective": "digits-few",
+        "budget": {"trials": 26},
+        "fixed": {"epochs": 3},
+        "space": {
+            "learning_rate": {"low": 1e-4, "high": 1.0, "scale": "log", "priority": 1},
+            "momentum": {"low": 0.5, "high": 0.999, "scale": "reverse_log"},
+        },
+        "comparison": {
+            "seeds": 2,
+            "test_repeats": 1,
+            "arms": [
+                {"name": "random", "sampler": {"name": "random"}, "pruner": {"name": "median"}},
+                {"name": "zoom", "sampler": {"name": "coarse-to-fine"}},
+            ],
+        },
+    }
+    with StudyManager(f"sqlite:///{tmp_path}/tuner.db") as manager:
+        comparison = manager.compare(ComparisonDefinition.parse(document), executor="threads")
+    reader = read(comparison)
+    rates, betas = reader.figures["boxes-0"], reader.figures["boxes-1"]
+    assert rates["layout"]["yaxis"]["title"]["text"] == "learning_rate"
+    assert betas["layout"]["yaxis"]["title"]["text"] == "1 − momentum"
+    run = best_run(comparison, "zoom")
+    assert rates["data"][2]["y"] == [trial.params["learning_rate"] for trial in run.trials]
+    assert betas["data"][2]["y"] == pytest.approx([1 - trial.params["momentum"] for trial in run.trials])
+    low, high = (np.array(rates["data"][i]["y"]) for i in (0, 1))
+    assert np.all(low < high)
+    assert low.min() >= 1e-4 * 0.99
+    assert high.max() <= 1.01
+    assert np.any(high / low < 50)  # it has closed in, from a factor of 10,000
+    shares = importances(comparison)
+    if shares:
+        assert all(sum(column) == pytest.approx(1) for column in zip(*shares.values(), strict=True))
+    assert {trace["name"] for trace in reader.figures["savings"]["data"]} >= {"completed", "pruned"}
+    assert go.Figure(savings_figure(comparison)).data
+    learned = {trace["name"]: trace["y"] for trace in reader.figures["learning"]["data"]}
+    best = next(t for t in run.trials if t.number == run.best_number)
+    assert learned["zoom"] == list(best.intermediate_values.values())
+    assert "bias" in reader.text
+    assert reader.sections["On test data"][0] == ["arm", "best dev value", "test_loss", "test_error"]
+
+
+def test_importance_finds_what_matters():
+    rng = np.random.default_rng(0)
+    space = {
+        "matters": {"low": 0.0, "high": 1.0, "priority": 1},
+        "idle": {"low": 0.0, "high": 1.0, "priority": 3},
+    }
+    runs = []
+    for arm in ("plain", "bayes"):
+        for seed in range(3):
+            points = rng.uniform(size=(60, 2))
+            trials = tuple(
+                optuna.trial.create_trial(
+                    value=float((point[0] - 0.5) ** 2),
+                    params={"matters": float(point[0]), "idle": float(point[1])},
+                    distributions={name: optuna.distributions.FloatDistribution(0, 1) for name in space},
+                )
+                for point in points
+            )
+            for number, trial in enumerate(trials):
+                trial.number = number
+            best = np.minimum.accumulate([trial.value for trial in trials])
+            runs.append(run(arm, seed, best, trials=trials))
+    arms = [{"name": name, "sampler": {"name": "random"}} for name in ("plain", "bayes")]
+    comparison = result(*runs, space=space, comparison={"seeds": 3, "arms": arms})
+    shares = importances(comparison)
+    assert [len(values) for values in shares.values()] == [3, 3]
+    assert min(shares["matters"]) > 0.8
+    top, bottom = read(comparison).figures["importance"]["data"]
+    assert (top["y"], bottom["y"]) == (["matters (1)"], ["idle (3)"])
+    assert top["x"] == [pytest.approx(float(np.median(shares["matters"])))]

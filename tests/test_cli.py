@@ -316,6 +316,7 @@ def interrupt(process: subprocess.Popen[str], how: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     found, reports = {}, {}
     for folder, interruptions in (

@@ -257,14 +257,13 @@ def differences_figure(result: ComparisonResult) -> Figure:
     names = [f"{html.escape(pair.first)} − {html.escape(pair.second)}" for pair in pairs]
     traces = [_seeds_trace(result, pair, name) for pair, name in zip(pairs, names, strict=True)]
     traces += [_interval_trace(result, pair, name) for pair, name in zip(pairs, names, strict=True)]
-    better = "below 0" if result.minimize else "above 0"
     zero = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper"}
     shown = [v for trace in traces for v in (*trace["x"], *trace.get("customdata", [[]])[0]) if v is not None]
     return {
         "data": traces,
         "layout": {
             "xaxis": {
-                "title": {"text": f"difference ({better} the first is better)"},
+                "title": {"text": "difference"},
                 **_axis(min([0.0, *shown]), max([0.0, *shown]), log=False),
             },
             "yaxis": _rows_axis(names),

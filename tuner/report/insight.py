@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import optuna
-from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from objectives.network.diagnosis import BiasVariance, course
@@ -56,6 +55,8 @@ def _counts(trial: FrozenTrial, names: Sequence[str]) -> bool:
 
 
 def _shares(trials: Sequence[FrozenTrial], names: list[str], *, minimize: bool) -> dict[str, float]:
+    from optuna.importance import PedAnovaImportanceEvaluator  # noqa: PLC0415 - it brings scikit-learn: a second
+
     study = optuna.create_study(direction="minimize" if minimize else "maximize")
     for trial in trials:
         study.add_trial(

@@ -199,11 +199,12 @@ def _significance(result: ComparisonResult) -> Html | None:
     )
     ranks = plot_place("mean-ranks", ranks_figure(result), "mean ranks", 130 + 44 * len(result.arms))
     gaps = plot_place("differences", differences_figure(result), "paired differences", 130 + 44 * len(pairs))
+    side = "below" if result.minimize else "above"
     few = f" Intervals begin at {LEAST_SEEDS} seeds." if seeds < LEAST_SEEDS else ""
     caption = (
         "First: mean ranks; two arms differ by Nemenyi's test where their bars do not meet (critical difference "
         f"{number(result.critical_difference or 0, 3)}). Then, for each pair, the differences of the same seed "
-        f"(ticks), their median and its 95% bootstrap interval.{few}{all_pairs}"
+        f"(ticks), their median and its 95% bootstrap interval; {side} 0 the first is better.{few}{all_pairs}"
     )
     titles = ("first − second", "median difference", "P(first better)", "Â", "p", "seeds to settle it")
     note = (

@@ -33,6 +33,7 @@ from tuner.comparison import ComparisonResult, ProblemsResult, require_problems
 from tuner.comparison.export import load_results
 from tuner.definition import ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, TunerError
+from tuner.evidence import find_claims, judged, paragraph, write_paragraph
 from tuner.executors import one_thread
 from tuner.manager import StudyManager, StudySummary
 from tuner.panda import Session
@@ -262,6 +263,32 @@ def _print_differences(before: Mapping[str, Any], result: ComparisonResult) -> N
     for line in lines:
         err.print(line, markup=False, highlight=False, soft_wrap=True)
     raise TunerError("the numbers are not the same")
+
+
+@app.command(epilog="**Examples**\n\n`tuner evidence`\n\n`tuner evidence 02 03 --workers 1`")
+def evidence(  # noqa: PLR0917 - each is an option of the command line
+    only: Annotated[
+        list[str] | None,
+        typer.Argument(help="Beginnings of claims' names; by default all.", metavar="CLAIM…"),
+    ] = None,
+    folder: Annotated[Path, typer.Option("--claims", help="Where the claims are.")] = Path("studies/claims"),
+    document: Annotated[Path, typer.Option("--document", help="Where to write what came out.")] = Path(
+        "studies/README.md"
+    ),
+    storage: StorageOption = "sqlite:///evidence.db",
+    workers: WorkersOption = CORES,
+    executor: ExecutorOption = "processes",
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the reports go.")] = Path("evidence"),
+) -> None:
+    """Put claims to the test: run each one's comparison and write what came out; again, and it goes on."""
+    claims = find_claims(folder, only or ())
+    manager = StudyManager(storage)
+    for name, definition in claims.items():
+        err.print(f"{name}: {definition.comparison.claim}", markup=False, highlight=False, soft_wrap=True)
+        result = _compare(manager, definition, out_folder / name, workers, executor)
+        write_report(result, out_folder / name)
+        write_paragraph(document, name, paragraph(name, result, folder))
+        out.print(f"{name}: {judged(result)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(

@@ -241,6 +241,12 @@ class Comparison(_Document):
     targets: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(
         default=[], description="Values of interest: when does each arm reach them?"
     )
+    claim: str = Field(
+        default="", description="What the comparison is to show, in a sentence; for `tuner evidence`."
+    )
+    expected: list[str] = Field(
+        default=[], description="By that claim: the arm that is better, then those that it is better than."
+    )
     test_repeats: Annotated[int, Field(ge=0, le=100)] = Field(
         default=3,
         description="At the end each run's best point is trained so often with fresh seeds, for its test value.",
@@ -272,6 +278,12 @@ class ComparisonDefinition(StudyDefinition):
         for name in names:
             if names.count(name) > 1:
                 raise DefinitionError(f"arms need different names; {name!r} is there twice")
+        expected = self.comparison.expected
+        for name in expected:
+            if name not in names:
+                raise DefinitionError(f"expected names arms; there is no {name!r} among {', '.join(names)}")
+        if expected and len(set(expected)) < max(2, len(expected)):
+            raise DefinitionError(f"expected needs two or more different arms; got {', '.join(expected)}")
         for arm in self.comparison.arms:
             self._member(arm, self.seed)
         return self

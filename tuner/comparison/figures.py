@@ -364,6 +364,7 @@ def importance_figure(shares: Mapping[str, Sequence[float]], priorities: Mapping
     order = sorted(shares, key=lambda name: (priorities.get(name, 9), -float(np.median(shares[name]))))
     names = [f"{html.escape(name)} ({priorities.get(name, '–')})" for name in order]
     traces = []
+    largest = max(float(np.quantile(shares[name], 0.75)) for name in order)
     for name, label in zip(order, names, strict=True):
         low, median, high = np.quantile(shares[name], [0.25, 0.5, 0.75])
         traces.append(
@@ -391,7 +392,7 @@ def importance_figure(shares: Mapping[str, Sequence[float]], priorities: Mapping
         "layout": {
             "xaxis": {
                 "title": {"text": "share of the importance"},
-                "range": [-0.03, 1.03],
+                "range": [-0.03, min(1.03, 1.05 * largest)],
                 "tickformat": ".0%",
             },
             "yaxis": _rows_axis(names),

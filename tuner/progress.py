@@ -153,8 +153,13 @@ class RunDisplay:
             if is_terminal:
                 self._bars.footer = [*self._totals(), fit(*now, console.width)]
             else:
-                totals = [f"{self.finished} trials", *self._totals()]
+                totals = [f"{self.finished} trials", *self._totals(), *self._standing()]
                 self._bars.say(", ".join([*totals, fit(*now, 10_000)]))
+
+    def _standing(self) -> list[str]:
+        """The groups by their mean rank so far, where that is known."""
+        ranks = sorted(self._ranks.items(), key=lambda item: item[1])
+        return [f"mean ranks {', '.join(f'{group} {rank:.2f}' for group, rank in ranks)}"] if ranks else []
 
     def _totals(self) -> list[str]:
         """Rate, pruned and failed in a line; nothing before the first trial has ended."""

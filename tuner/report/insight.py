@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +58,8 @@ def _counts(trial: FrozenTrial, names: Sequence[str]) -> bool:
 def _shares(trials: Sequence[FrozenTrial], names: list[str], *, minimize: bool) -> dict[str, float]:
     from optuna.importance import PedAnovaImportanceEvaluator  # noqa: PLC0415 - it brings scikit-learn: a second
 
-    study = optuna.create_study(direction="minimize" if minimize else "maximize")
+    with _quiet():
+        study = optuna.create_study(direction="minimize" if minimize else "maximize")
     for trial in trials:
         study.add_trial(
             optuna.trial.create_trial(
@@ -69,6 +71,17 @@ def _shares(trials: Sequence[FrozenTrial], names: list[str], *, minimize: bool) 
     found = PedAnovaImportanceEvaluator().evaluate(study, params=names)
     total = sum(found.values())
     return {name: value / total for name, value in found.items()} if total else {}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's news that a study was created in memory."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ class Recorded:
         self.trained: list[tuple[Seed, float]] = []
         self.tested: list[tuple[Seed, dict[str, Any]]] = []
         self.fails = fails
+        self.interrupted_at: int | None = None
 
     def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
         noise = np.random.default_rng(seed).normal()
@@ -38,6 +39,8 @@ class Recorded:
         self.tested.append((seed, dict(params)))
         if len(self.tested) == self.fails:
             raise ArithmeticError("diverged")
+        if len(self.tested) == self.interrupted_at:
+            raise KeyboardInterrupt
         return {"test_loss": params["x"] ** 2 + 0.1 * float(np.random.default_rng(seed).normal())}
 
 
@@ -162,3 +165,22 @@ def test_what_population_based_training_found_is_no_point_to_train_anew(sqlite_u
     with StudyManager(sqlite_url) as manager:
         result = manager.compare(ComparisonDefinition.parse(document), executor="threads")
     assert [run.test is not None for run in result.runs] == [False, True]
+
+
+def test_what_is_interrupted_while_it_is_measured_goes_on(tmp_path: Any) -> None:
+    found = []
+    for name, interrupted_at in (("undisturbed", None), ("interrupted", 5)):
+        objective = Recorded()
+        objective.interrupted_at = interrupted_at
+        with StudyManager(f"sqlite:///{tmp_path}/{name}.db") as manager:
+            if interrupted_at:
+                with pytest.raises(KeyboardInterrupt):
+                    manager.compare(definition(), objective)
+                assert 1 <= sum("tuner:test" in manager.load(n).user_attrs for n in names()) < 4
+            found.append(manager.compare(definition(), objective))
+        assert len(objective.trained) == 24  # no trial ran twice
+    assert [run.test for run in found[0].runs] == [run.test for run in found[1].runs]
+
+
+def names() -> list[str]:
+    return [member.definition.name for member in definition().members]

@@ -47,8 +47,8 @@ SIGNIFICANCE = 0.05
 POWER = 0.8
 TEST = "Wilcoxon signed-rank, Holm over all pairs"
 
-MOST_MORE = 1000
-"""More seeds than so many would settle nothing that matters."""
+MOST_SEEDS = 1000
+"""What takes more seeds than so many is no difference that matters."""
 
 UNEQUAL = 1.1
 """Epochs spent that differ by more than this factor are not equal."""
@@ -396,8 +396,7 @@ class ComparisonResult:
             return None
         i, j = self.arms.index(first), self.arms.index(second)
         hypotheses = math.comb(len(self.arms), 2)
-        needed = seeds_needed(self._losses[i], self._losses[j], hypotheses=hypotheses, power=POWER)
-        return None if needed is None else max(needed, len(self.seeds) + 1)
+        return seeds_needed(self._losses[i], self._losses[j], hypotheses=hypotheses, power=POWER)
 
     def _lead(self, second: str) -> str:
         """By how much the first arm is ahead of the second."""
@@ -412,17 +411,18 @@ class ComparisonResult:
         return f", by {abs(difference.value):.3g}{interval} in the median against {second}"
 
     def _outlook(self, rows: Sequence[ArmRow]) -> str:
-        """What more seeds would settle: the first arm against the next that it does not beat."""
+        """What would settle the first arm against the next that it does not beat.
+
+        Fresh seeds: who adds some after each look, until there is a difference, finds one where there is none (in 13
+        of 100 comparisons after five looks).
+        """
         open_ones = [row.arm for row in rows[1:] if not self.beats(rows[0].arm, row.arm)]
         if len(self.seeds) < LEAST_SEEDS:
             return ""
         needed = self._seeds_needed(rows[0].arm, open_ones[0])
-        if needed is None or needed - len(self.seeds) > MOST_MORE:
-            return f"; against {open_ones[0]} not even {MOST_MORE:,} more seeds would settle it"
-        more = needed - len(self.seeds)
-        return (
-            f"; about {more} more {'seed' if more == 1 else 'seeds'} would settle it against {open_ones[0]}"
-        )
+        if needed is None or needed > MOST_SEEDS:
+            return f"; against {open_ones[0]} not even {MOST_SEEDS:,} seeds would settle it"
+        return f"; about {needed} fresh seeds would settle it against {open_ones[0]}"
 
     def _target(self, arm: str, target: float) -> TargetRow:
         units: tuple[Unit, ...] = ("trials", "epochs", "seconds")

@@ -210,8 +210,9 @@ def _significance(result: ComparisonResult) -> Html | None:
     note = (
         "P: the probability that the first is better with the same seed, with Wilson's interval. Â (Vargha and "
         "Delaney): the same with any two seeds; 0.56 is called a small, 0.64 a medium, 0.71 a large effect. "
-        f"p: {TEST}. Seeds to settle it: how many in all give 80% power if those so far are typical (Lehmann's "
-        "approximation): a rough guess."
+        f"p: {TEST}. Seeds to settle it: how many fresh ones give 80% power if those so far are typical "
+        "(Lehmann's approximation), a rough guess. Whoever adds seeds after each look, until there is a difference, "
+        "finds one where there is none."
     )
     return titled(
         "Who beats whom",

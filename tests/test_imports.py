@@ -31,6 +31,11 @@ def test_what_only_some_need_is_not_imported(slow: str, tmp_path: Path) -> None:
     assert said(f"import sys, tuner; print({slow!r} in sys.modules)", tmp_path) == "False"
 
 
+@pytest.mark.parametrize("slow", ["scipy.stats", "sklearn", "pandas", "matplotlib", "plotly.graph_objs"])
+def test_the_command_line_starts_without_what_only_some_commands_need(slow: str, tmp_path: Path) -> None:
+    assert said(f"import sys, tuner.cli; print({slow!r} in sys.modules)", tmp_path) == "False"
+
+
 def test_one_thread_holds_for_all_that_a_sampler_loads_later(tmp_path: Path) -> None:
     script = """
 from threadpoolctl import threadpool_info, threadpool_limits

@@ -28,14 +28,26 @@ from typer.core import TyperGroup
 from objectives.epoch import Epoch, Objective
 from tuner.assignment import parse_assignments
 from tuner.catalogue import find_objective, objective_names
+from tuner.comparing import LiveReport, require_unrepeated, told_differences
+from tuner.comparison import ComparisonResult, ProblemsResult, require_problems
+from tuner.comparison.export import load_results
 from tuner.definition import ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, TunerError
+from tuner.evidence import find_claims, judged, paragraph, write_paragraph
 from tuner.executors import one_thread
 from tuner.ledger import StudyState
 from tuner.manager import StudyManager, StudySummary
 from tuner.panda import Session
 from tuner.progress import RunDisplay
-from tuner.report import finite, terminal_table, write_report
+from tuner.report import (
+    finite,
+    pairs_table,
+    problems_table,
+    terminal_table,
+    write_pngs,
+    write_problems,
+    write_report,
+)
 from tuner.samplers import PopulationSettings
 from tuner.schema import HEAD, exists, info, open_storage, upgrade
 from tuner.storage import DEFAULT_URL, cached, safe_url
@@ -167,41 +179,152 @@ def run(
     """Run one study until its budget is used up; again, and it goes on where it stopped."""
     definition = StudyDefinition.load(find_definition(study))
     manager = StudyManager(storage)
-    with _progress(manager, [("trials", definition)]) as on_outcome:
-        finished = manager.run(definition, workers=workers, executor=executor, on_outcome=on_outcome)
+    with _progress(manager, [("trials", definition)]) as display:
+        finished = manager.run(definition, workers=workers, executor=executor, on_outcome=display.on_outcome)
     _print_best(finished)
     _print_where(storage)
 
 
 @app.command(
     epilog="**Examples**\n\n`tuner compare digits`\n\n`tuner compare digits --seeds 20 --workers 8 --out digits-20`"
+    "\n\n`tuner compare digits wine spirals --out three`\n\n`tuner compare --repeat report/results.json`"
 )
 def compare(  # noqa: PLR0917 - each is an option of the command line
-    study: StudyArgument,
+    context: typer.Context,
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="TOML files, or names of some in `studies/`; several are problems for the same arms.",
+            metavar="STUDY…",
+        ),
+    ] = None,
     storage: StorageOption = DEFAULT_URL,
     workers: WorkersOption = CORES,
     executor: ExecutorOption = "processes",
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="Instead of the definition's number.")
     ] = None,
-    out_folder: Annotated[Path, typer.Option("--out", help="Where the report goes.")] = Path("report"),
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Where the report goes.", show_default="report")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", help="A folder for the figures as PNG files, for papers.")
+    ] = None,
+    repeat: Annotated[
+        Path | None,
+        typer.Option(
+            "--repeat",
+            help="A results.json: run it again, in a database of its own, and say whether all numbers are the same.",
+        ),
+    ] = None,
 ) -> None:
     """Compare arms over paired seeds, print the ranking and write a report; again, and it goes on."""
-    definition = ComparisonDefinition.load(find_definition(study))
+    if (repeat is None) == (not studies):
+        raise DefinitionError("give studies to compare, or --repeat and a results.json")
+    if repeat is not None:
+        definition, before = load_results(repeat)
+        source = context.get_parameter_source("storage")
+        if source is not None and source.name == "DEFAULT":
+            storage = f"sqlite:///repeat-{definition.name}.db"
+        folder = out_folder or Path(f"repeat-{definition.name}")
+        manager = StudyManager(storage)
+        require_unrepeated(manager, definition)
+        result = _compare(manager, definition, folder, workers, executor)
+        _print_result(result, folder, png)
+        _print_differences(before, result)
+        return
+    definitions = [ComparisonDefinition.load(find_definition(study)) for study in studies or []]
     if seeds is not None:
-        definition = definition.with_seeds(seeds)
-    try:
-        out_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # better now than after the run
-        raise DefinitionError(f"--out {out_folder}: {error.strerror}") from None
+        definitions = [definition.with_seeds(seeds) for definition in definitions]
+    folder = out_folder or Path("report")
     manager = StudyManager(storage)
-    members = [(member.arm, member.definition) for member in definition.members]
-    with _progress(manager, members) as on_outcome:
-        result = manager.compare(definition, workers=workers, executor=executor, on_outcome=on_outcome)
-    out.print(terminal_table(result))
-    out.print(result.verdict, soft_wrap=True, markup=False)
-    out.print(f"\nReport: {write_report(result, out_folder)}", soft_wrap=True, markup=False)
+    if len(definitions) == 1:
+        result = _compare(manager, definitions[0], folder, workers, executor)
+        _print_result(result, folder, png)
+    else:
+        require_problems(definitions)
+        results = []
+        for definition in definitions:
+            err.print(f"{definition.name}:", markup=False, highlight=False)
+            results.append(_compare(manager, definition, folder / definition.name, workers, executor))
+            _print_result(results[-1], folder / definition.name, png)
+        _print_problems(ProblemsResult(tuple(results)), folder)
     _print_where(storage)
+
+
+def _compare(
+    manager: StudyManager, definition: ComparisonDefinition, folder: Path, workers: int, executor: str
+) -> ComparisonResult:
+    """Run a comparison, with its report growing in the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # better now than after the run
+        raise DefinitionError(f"--out {folder}: {error.strerror}") from None
+    members = [(member.arm, member.definition) for member in definition.members]
+    with _progress(manager, members) as display, LiveReport(manager, definition, folder, display.on_ranks):
+        return manager.compare(definition, workers=workers, executor=executor, on_outcome=display.on_outcome)
+
+
+def _print_problems(result: ProblemsResult, folder: Path) -> None:
+    path = write_problems(result, folder)
+    out.print(problems_table(result))
+    out.print("")
+    out.print(result.verdict, soft_wrap=True, markup=False)
+    out.print(f"\nReport: {path}", soft_wrap=True, markup=False)
+
+
+def _print_result(result: ComparisonResult, folder: Path, png: Path | None) -> None:
+    path = write_report(result, folder)
+    out.print(terminal_table(result))
+    if result.pairs:
+        out.print("")
+        out.print(pairs_table(result))
+    out.print("")
+    out.print(result.verdict, soft_wrap=True, markup=False)
+    for warning in result.warnings:
+        out.print(warning, soft_wrap=True, markup=False, style="yellow")
+    out.print(f"\nReport: {path}", soft_wrap=True, markup=False)
+    if png is not None:
+        written = write_pngs(result, png)
+        out.print(
+            f"Figures: {len(written)} PNG files in {png}", soft_wrap=True, markup=False, highlight=False
+        )
+
+
+def _print_differences(before: Mapping[str, Any], result: ComparisonResult) -> None:
+    lines = told_differences(before, result, json.loads(result.to_json()))
+    if not lines:
+        out.print("All numbers are the same, to the last bit.")
+        return
+    for line in lines:
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
+    raise TunerError("the numbers are not the same")
+
+
+@app.command(epilog="**Examples**\n\n`tuner evidence`\n\n`tuner evidence 02 03 --workers 1`")
+def evidence(  # noqa: PLR0917 - each is an option of the command line
+    only: Annotated[
+        list[str] | None,
+        typer.Argument(help="Beginnings of claims' names; by default all.", metavar="CLAIM…"),
+    ] = None,
+    folder: Annotated[Path, typer.Option("--claims", help="Where the claims are.")] = Path("studies/claims"),
+    document: Annotated[Path, typer.Option("--document", help="Where to write what came out.")] = Path(
+        "studies/README.md"
+    ),
+    storage: StorageOption = "sqlite:///evidence.db",
+    workers: WorkersOption = CORES,
+    executor: ExecutorOption = "processes",
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the reports go.")] = Path("evidence"),
+) -> None:
+    """Put claims to the test: run each one's comparison and write what came out; again, and it goes on."""
+    claims = find_claims(folder, only or ())
+    manager = StudyManager(storage)
+    for name, definition in claims.items():
+        err.print(f"{name}: {definition.comparison.claim}", markup=False, highlight=False, soft_wrap=True)
+        result = _compare(manager, definition, out_folder / name, workers, executor)
+        write_report(result, out_folder / name)
+        write_paragraph(document, name, paragraph(name, result, folder))
+        out.print(f"{name}: {judged(result)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(
@@ -866,12 +989,12 @@ def _complain(error: TunerError) -> None:
 
 
 @contextmanager
-def _progress(manager: StudyManager, members: Sequence[tuple[str, StudyDefinition]]) -> Iterator[Any]:
-    """Shows how the studies get on; yields what to call with each outcome. Ctrl-C ends the command in words."""
+def _progress(manager: StudyManager, members: Sequence[tuple[str, StudyDefinition]]) -> Iterator[RunDisplay]:
+    """Shows how the studies get on; yields what to tell of each outcome. Ctrl-C ends the command in words."""
     display = RunDisplay(err, members, manager.studies(archived=True), manager.working)
     try:
         with display:
-            yield display.on_outcome
+            yield display
     except KeyboardInterrupt:
         err.print(
             f"Stopped. Finished trials ({display.finished}) are kept; the same command goes on from there."

@@ -19,11 +19,13 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session as OpenSession
 
 from objectives.epoch import Epoch, Objective
+from tuner import noticeboard
 from tuner.adjustment import check_adjustment, login
 from tuner.ask_tell import AskTell, has_budget
 from tuner.catalogue import find_objective, missing_attributes
 from tuner.caviar import run_studies
 from tuner.comparison import ComparisonResult, read_comparison
+from tuner.comparison.runs import TEST_VALUES
 from tuner.definition import Budget, ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
 from tuner.executors import Where, find_executor
@@ -31,8 +33,9 @@ from tuner.explain import near_miss
 from tuner.ledger import ARCHIVED, COMPARISON, Ledger, Spent, StudyState
 from tuner.panda import Session
 from tuner.population import Stretch, lineage, require_whole_trainings
+from tuner.retraining import Incumbent, can_test, measure_incumbents
 from tuner.runs import Runs, Working
-from tuner.samplers import build_sampler
+from tuner.samplers import PopulationSettings, build_sampler
 from tuner.schema import absolute, open_storage
 from tuner.storage import DEFAULT_URL, Database, Mode, cached, patiently, safe_url
 from tuner.transfer import StudyDocument, dump, trials_of
@@ -279,8 +282,10 @@ class StudyManager:
     ) -> ComparisonResult:
         """Run a comparison, arms interleaved seed by seed, and return its result; goes on where it was interrupted.
 
-        Within a study trials run one after the other, so that the result does not depend on `workers`. Arguments and
-        errors are those of `run`.
+        Within a study trials run one after the other, so that the result does not depend on `workers`. At the end the
+        best point of each run is trained anew for its test values (`test_repeats`), where the objective has test data,
+        and the result is put up on the member studies, where optuna-dashboard shows it. Arguments and errors are those
+        of `run`.
         """
         members = [member.definition for member in definition.members]
         self._run(
@@ -292,7 +297,56 @@ class StudyManager:
             on_outcome=on_outcome,
             attrs=_member_attrs(definition),
         )
-        return self.result(definition)
+        self._measure(definition, objective, workers=workers, executor=executor)
+        result = self.result(definition)
+        self.post(result)
+        return result
+
+    def post(self, result: ComparisonResult) -> None:
+        """Put a comparison's result up on its member studies, as notes and figures that optuna-dashboard shows."""
+        noticeboard.post(result, self.load)
+
+    def _measure(
+        self,
+        definition: ComparisonDefinition,
+        objective: Objective | Function | None,
+        *,
+        workers: int,
+        executor: Where | None,
+    ) -> None:
+        """Find the test values that are not there yet."""
+        repeats = definition.comparison.test_repeats
+        members = [m.definition for m in definition.members if can_test(m.definition.objective, objective)]
+        found = [incumbent for member in members if (incumbent := self._untested(member, repeats))]
+
+        def keep(incumbent: Incumbent, metrics: Sequence[Mapping[str, float] | None]) -> None:
+            document = {"trial": incumbent.number, "metrics": list(metrics)}
+            self.load(incumbent.study).set_user_attr(TEST_VALUES, document)
+
+        measure_incumbents(
+            found,
+            objective,
+            repeats,
+            workers=workers,
+            executor=executor or ("processes" if objective is None else "threads"),
+            on_tested=keep,
+        )
+
+    def _untested(self, definition: StudyDefinition, repeats: int) -> Incumbent | None:
+        """The best trial of a study, unless its test values are known, or its parameters are not how it was trained."""
+        study = self.load(definition.name)
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if not repeats or not trials or isinstance(definition.sampler, PopulationSettings):
+            return None
+        choose = min if definition.direction == "minimize" else max
+        best = choose(trials, key=lambda trial: trial.value or 0.0)  # the first of equals, as in the result
+        known = study.user_attrs.get(TEST_VALUES)
+        if best.user_attrs.get("adjustments") or (
+            known is not None and known["trial"] == best.number and len(known["metrics"]) >= repeats
+        ):
+            return None
+        params = {**definition.fixed, **best.params}
+        return Incumbent(definition.name, definition.objective, best.number, params, definition.seed)
 
     def create_comparison(self, definition: ComparisonDefinition) -> bool:
         """See that all studies of a comparison are there, for workers anywhere to run; whether it is new.

@@ -25,7 +25,7 @@ from tuner.definition import ComparisonDefinition
 
 
 def test_compare_then_look_at_it(tuner: Tuner, tmp_path: Path) -> None:
-    code, out, _ = tuner("compare", "small.toml", "--workers", "2", "--out", "page")
+    code, out, _ = tuner("compare", "small.toml", "--workers", "2", "--executor", "threads", "--out", "page")
     assert code == 0
     assert "best mean rank over 2 seeds" in out
     assert "page/index.html" in out

@@ -517,3 +517,26 @@ def test_tiers_by_priority_tune_the_first_ones_first():
         assert len(set(rows[1][10:20])) > 2
         assert len(set(rows[2][20:])) > 1
         assert all(t.distributions == space.distributions for t in study.trials)
+
+
+@pytest.mark.parametrize("fresh_at", [range(60), range(0, 60, 7)], ids=["every-ask", "now-and-then"])
+def test_another_process_goes_on_alike_where_trials_were_pruned(fresh_at):
+    """What pruned trials count as hangs on the median of the others: as it was then, whoever looks when."""
+    found = []
+    for restarts in ([], fresh_at):
+        study = optuna.create_study(sampler=CoarseToFineSampler(seed=3))
+        for number in range(60):
+            if number in restarts:
+                study.sampler = CoarseToFineSampler(seed=3)
+            trial = study.ask()
+            rate, width = trial.suggest_float("rate", 1e-4, 1, log=True), trial.suggest_int("width", 8, 128)
+            value = (np.log10(rate) + 2) ** 2 + (width / 64 - 1) ** 2 + 0.1 * np.sin(37 * np.log(rate))
+            trial.report(value / 2, 1)  # looks better than what is complete
+            is_pruned = number > 5 and number % 5 in (1, 3)
+            study.tell(trial, None if is_pruned else value, state=STATES[is_pruned])
+        found.append([trial.params for trial in study.trials])
+        assert sum(trial.state == TrialState.PRUNED for trial in study.trials) > 10
+    assert found[0] == found[1]
+
+
+STATES = {False: TrialState.COMPLETE, True: TrialState.PRUNED}

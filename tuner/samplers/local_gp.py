@@ -7,6 +7,7 @@ looks at the whole space, so that a better hill can still be found.
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -179,7 +180,7 @@ class ModelZoom(BaseSampler):
         places = np.flatnonzero(self._history.finished)
         return self._length.update(
             self._history.numbers[places],
-            self._targets(places),
+            self._targets_then(places),
             len(self.axes),
             unchanged=self._history.take_changes(),
             is_local=self.is_local,
@@ -249,6 +250,17 @@ class ModelZoom(BaseSampler):
             values = np.where(pruned, np.maximum(values, floor), values)
         return values
 
+    def _targets_then(self, places: NDArray[np.intp]) -> Floats:
+        """The same, each as it was when its trial ended: nothing that comes later changes what the box has become."""
+        values, pruned = self._history.values[places].copy(), self._history.pruned[places]
+        whole: list[float] = []
+        for i in range(len(values)):
+            if not pruned[i]:
+                bisect.insort(whole, float(values[i]))
+            elif whole:
+                values[i] = max(values[i], (whole[(len(whole) - 1) // 2] + whole[len(whole) // 2]) / 2)
+        return values
+
     def _rules(self) -> ActivityRules:
         rows = self._history.rows[-1000:]
         return ActivityRules(self.axes, rows[~np.isnan(rows).all(axis=1)])
@@ -260,7 +272,7 @@ class ModelZoom(BaseSampler):
         rows = self._history.rows[places]
         chosen = select(axes, rows, values, self.options.model_points)
         known = rows[chosen]
-        hyperparameters = self._hyperparameters(self._history.numbers[places], rows, values)
+        hyperparameters = self._hyperparameters(places, rows)
         model = GaussianProcess.condition(
             axes.features(known), axes.feature_axis, warp(values)[chosen], hyperparameters
         )
@@ -272,13 +284,14 @@ class ModelZoom(BaseSampler):
     def _is_noisy(self, belief: Belief) -> bool:
         return belief.model.hyperparameters.noise > self.options.noise_limit
 
-    def _hyperparameters(self, numbers: NDArray[np.intp], rows: Floats, values: Floats) -> Hyperparameters:
+    def _hyperparameters(self, places: NDArray[np.intp], rows: Floats) -> Hyperparameters:
         """Fitted to the first of the trials, as many as the last milestone says: the same after a restart."""
-        first = milestone(len(numbers))
-        key = numbers[max(0, first - 1000) : first].tobytes()
+        first = milestone(len(places))
+        key = self._history.numbers[places[max(0, first - 1000) : first]].tobytes()
         if key not in self._fitted:
-            chosen = select(self.axes, rows[:first], values[:first], self.options.model_points)
-            features, targets = self.axes.features(rows[chosen]), warp(values[:first])[chosen]
+            values = self._targets(places[:first])  # of those alone: a later median would be another
+            chosen = select(self.axes, rows[:first], values, self.options.model_points)
+            features, targets = self.axes.features(rows[chosen]), warp(values)[chosen]
             self._fitted = {key: fit(features, self.axes.feature_axis, targets, self.options.prior)}
         return self._fitted[key]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import signal
 import sys
@@ -26,17 +27,20 @@ from rich.table import Table
 from rich.text import Text
 
 from objectives.epoch import Epoch, Objective
+from tuner import logs
 from tuner.assignment import parse_assignments
 from tuner.catalogue import find_objective, objective_names
 from tuner.definition import ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, TunerError
 from tuner.executors import one_thread
+from tuner.health import ALIVE_FILE, sign_of_life
 from tuner.manager import StudyManager, StudySummary
 from tuner.panda import Session
 from tuner.progress import RunDisplay
 from tuner.report import finite, terminal_table, write_report
 from tuner.samplers import PopulationSettings
-from tuner.schema import HEAD, exists, info, open_storage, upgrade
+from tuner.schema import HEAD, exists, info, open_storage, upgrade, with_password
+from tuner.secrets import read_secret
 from tuner.storage import DEFAULT_URL, cached, safe_url
 from tuner.training import planned_epochs
 from tuner.trial_run import Outcome
@@ -99,18 +103,39 @@ PointArgument = Annotated[
 ValuesArgument = Annotated[
     list[str], typer.Argument(help="name=value, of what can be adjusted.", metavar="NAME=VALUE")
 ]
+PASSWORD_FILE = "TUNER_DATABASE_PASSWORD_FILE"
+
+
+def _with_password(storage: str) -> str:
+    """The URL with the password of the file that the environment names, unless it has one, or needs none."""
+    file = os.environ.get(PASSWORD_FILE)
+    return storage if file is None else with_password(storage, read_secret(Path(file)))
+
+
 StorageOption = Annotated[
     str,
-    typer.Option("--storage", envvar="OPTUNA_STORAGE", help="The database: sqlite:///FILE or postgresql://…"),
+    typer.Option(
+        "--storage",
+        envvar="OPTUNA_STORAGE",
+        callback=_with_password,
+        help="The database: sqlite:///FILE or postgresql://…, its password in the file that "
+        f"{PASSWORD_FILE} names.",
+    ),
 ]
 WorkersOption = Annotated[
     int,
-    typer.Option("--workers", min=1, help="Trials at once; by default one a core of this machine."),
+    typer.Option(
+        "--workers",
+        envvar="TUNER_WORKERS",
+        min=1,
+        help="Trials at once; by default one a core of this machine.",
+    ),
 ]
 ExecutorOption = Annotated[
     str,
     typer.Option(
         "--executor",
+        envvar="TUNER_EXECUTOR",
         help="Where trials run: `processes` or `threads` of this machine, or `dask://HOST:PORT`, a Dask scheduler.",
     ),
 ]
@@ -278,10 +303,29 @@ def worker(  # noqa: PLR0917 - each is an option of the command line
         float | None, typer.Option(min=0.0, help="End after so many seconds without a trial.")
     ] = None,
     allow_http: Annotated[
-        bool, typer.Option("--allow-http", help="Send the token in the clear, in a network of your own.")
+        bool,
+        typer.Option(
+            "--allow-http",
+            envvar="TUNER_ALLOW_HTTP",
+            help="Send the token in the clear, in a network of your own.",
+        ),
     ] = False,
     ca_file: Annotated[
-        Path | None, typer.Option(help="Trust the certificates in this file instead of the usual ones.")
+        Path | None,
+        typer.Option(
+            envvar="TUNER_CA_FILE", help="Trust the certificates in this file instead of the usual ones."
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TUNER_LOG_LEVEL",
+            help="Log as the service does, JSON, with the requests' ids: debug, info, warning or error.",
+        ),
+    ] = None,
+    alive_file: Annotated[
+        Path | None,
+        typer.Option(envvar=ALIVE_FILE, help="Touch it as a sign of life, at which `tuner-health` looks."),
     ] = None,
 ) -> None:
     """Run trials for a service, from this or any machine. It needs a token, and never sees the database."""
@@ -289,11 +333,15 @@ def worker(  # noqa: PLR0917 - each is an option of the command line
 
     settings = WorkerSettings(
         url,
-        _read_token(token_file),
+        read_secret(token_file),
         study,
         allow_http=allow_http,
         ca_file=None if ca_file is None else str(ca_file),
+        log_level=log_level,
     )
+    if log_level is not None:
+        logs.configure(log_level)
+    look = sign_of_life(alive_file)
     ended = 0
 
     def on_outcome(outcome: Outcome) -> None:
@@ -302,22 +350,25 @@ def worker(  # noqa: PLR0917 - each is an option of the command line
         say(_outcome_line(outcome))
 
     def say(line: str) -> None:
-        err.print(line, markup=False, highlight=False, soft_wrap=True)
+        if log_level is not None:
+            logging.getLogger("tuner.worker").info(line)
+        else:
+            err.print(line, markup=False, highlight=False, soft_wrap=True)
 
     try:
-        work(settings, workers=workers, executor=executor, idle=idle, on_outcome=on_outcome, on_news=say)
+        work(
+            settings,
+            workers=workers,
+            executor=executor,
+            idle=idle,
+            on_outcome=on_outcome,
+            on_news=say,
+            on_look=look,
+        )
     except KeyboardInterrupt:
         say(f"Stopped. {ended} trials have ended here; what was given back, others take up.")
         raise typer.Exit(130) from None
     say(f"{ended} trials have ended here")
-
-
-def _read_token(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise DefinitionError(f"--token-file {path}: {reason}") from None
 
 
 def _outcome_line(outcome: Outcome) -> str:
@@ -514,12 +565,33 @@ def serve(  # noqa: PLR0917 - each is an option of the command line
     log_level: Annotated[
         str, typer.Option(envvar="TUNER_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
+    admin_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TUNER_ADMIN_TOKEN_FILE",
+            help="Let in the token in this file as an administrator's, instead of making one at the first start.",
+        ),
+    ] = None,
+    worker_token_file: Annotated[
+        Path | None,
+        typer.Option(envvar="TUNER_WORKER_TOKEN_FILE", help="Let in the token in this file as a worker's."),
+    ] = None,
+    lease_seconds: Annotated[
+        float,
+        typer.Option(
+            envvar="TUNER_LEASE_SECONDS",
+            help="A trial goes to another worker when nothing was heard of it for so long.",
+        ),
+    ] = 120.0,
 ) -> None:
     """Serve ask, report and tell over HTTP, and the dashboard behind a login. Ctrl-C ends it."""
     from tuner.service.serve import Settings, serve  # noqa: PLC0415 - a second that no other command should wait
 
     names = tuple(allowed_hosts or ())
-    settings = Settings(storage, host, port, behind_proxy, tls_cert, tls_key, names, log_level)
+    token_files = (admin_token_file, worker_token_file)
+    settings = Settings(
+        storage, host, port, behind_proxy, tls_cert, tls_key, names, log_level, *token_files, lease_seconds
+    )
     serve(settings, lambda line: print(line, flush=True))  # noqa: T201 - whole lines, whatever the terminal
 
 

@@ -24,7 +24,17 @@ from tuner.errors import StorageError
 from tuner.storage import BUSY_SECONDS, Database, explain, safe_url
 from tuner.tables import metadata
 
-__all__ = ["HEAD", "VERSIONS", "StorageInfo", "absolute", "exists", "info", "open_storage", "upgrade"]
+__all__ = [
+    "HEAD",
+    "VERSIONS",
+    "StorageInfo",
+    "absolute",
+    "exists",
+    "info",
+    "open_storage",
+    "upgrade",
+    "with_password",
+]
 
 HEAD = "0003"
 """The version of `tuner.tables`."""
@@ -154,6 +164,18 @@ def absolute(url: str) -> str:
     if parsed.get_backend_name() == "sqlite" and not (parsed.database or "").startswith("file:"):
         parsed = parsed.set(database=str(_file(parsed).resolve()))
     return _text(parsed)
+
+
+def with_password(url: str, password: str) -> str:
+    """The URL of a server with this password, unless it has one; SQLite needs none.
+
+    Raises:
+        StorageError: `url` is no URL of a database.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite" or parsed.password is not None:
+        return url
+    return _text(parsed.set(password=password))
 
 
 def _parse(url: str) -> URL:

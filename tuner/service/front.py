@@ -24,10 +24,10 @@ from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuner.errors import StorageError, StorageUnavailableError
+from tuner.logs import redact, request_id
 from tuner.service.auth import Tokens
 from tuner.service.dashboard import is_dashboards
 from tuner.service.identity import Identity, identify, identity
-from tuner.service.logs import redact, request_id
 from tuner.service.refusal import STYLE_PATH, RefusedError, refusal, wants_page
 
 __all__ = ["PUBLIC", "Readiness", "Threads", "cookie_name", "front", "is_secure"]

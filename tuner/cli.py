@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +22,7 @@ import typer
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -43,6 +43,7 @@ from tuner.schema import HEAD, exists, info, open_storage, upgrade, with_passwor
 from tuner.secrets import read_secret
 from tuner.storage import DEFAULT_URL, cached, safe_url
 from tuner.training import planned_epochs
+from tuner.transfer import read_document
 from tuner.trial_run import Outcome
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _with_password(storage: str) -> str:
     return storage if file is None else with_password(storage, read_secret(Path(file)))
 
 
+FileArgument = Annotated[Path, typer.Argument(help="The file.", metavar="FILE")]
 StorageOption = Annotated[
     str,
     typer.Option(
@@ -700,6 +702,90 @@ def storage_upgrade(storage: StorageOption = DEFAULT_URL) -> None:
     before, after = upgrade(storage)
     news = "is up to date" if before == after else f"was upgraded from version {before or 'none'}"
     out.print(f"{safe_url(storage)} {news} (version {after})", soft_wrap=True, markup=False, highlight=False)
+
+
+@storage_app.command(
+    "backup",
+    epilog="**Examples**\n\n`tuner storage backup monday.db`\n\n"
+    "`tuner storage backup monday.db --storage postgresql://tuner@db/tuner`",
+)
+def storage_backup(file: FileArgument, storage: StorageOption = DEFAULT_URL) -> None:
+    """Write all that a database holds into a new file, while it is in use: an SQLite database that can be opened."""
+    from tuner.backup import backup  # noqa: PLC0415 - what only this and `restore` need
+
+    with _rows() as on_rows:
+        backup(storage, file, on_rows)
+    studies = info(f"sqlite:///{file}").studies
+    _say(f"{safe_url(storage)} is in {file} ({studies} studies)")
+
+
+@storage_app.command(
+    "restore",
+    epilog="**Examples**\n\n`tuner storage restore monday.db --storage sqlite:///new.db`\n\n"
+    "`tuner storage restore monday.db --storage postgresql://tuner@db/tuner`",
+)
+def storage_restore(file: FileArgument, storage: StorageOption = DEFAULT_URL) -> None:
+    """Put a backup, of either kind of database, into one that holds no studies; all of it, or nothing."""
+    from tuner.backup import restore  # noqa: PLC0415 - as for `backup`
+
+    with _rows() as on_rows:
+        restore(storage, file, on_rows)
+    _say(f"{safe_url(storage)} holds {info(storage).studies} studies")
+
+
+@contextmanager
+def _rows() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows how a copy gets on; yields what to call with each block of rows."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=err, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def on_rows(table: str, done: int, total: int) -> None:
+            if table not in tasks:
+                tasks[table] = bars.add_task(table)
+            bars.update(tasks[table], completed=done, total=total)
+
+        yield on_rows
+
+
+@app.command(
+    "export",
+    epilog="**Examples**\n\n`tuner export digits digits.json`\n\n"
+    "`tuner export digits digits.json --storage postgresql://tuner@db/tuner`",
+)
+def export_(name: NameArgument, file: FileArgument, storage: StorageOption = DEFAULT_URL) -> None:
+    """Write a study with all of its trials into a new file, as one document: for another database, or a program."""
+    document = _existing(storage).export_study(name)
+    try:
+        with file.open("x") as written:
+            json.dump(document, written, allow_nan=False, indent=1)
+            written.write("\n")
+    except FileExistsError:
+        raise ConflictError(f"{file} is there already; an export goes into a new file") from None
+    except OSError as error:
+        raise TunerError(f"cannot write {file}: {error.strerror}") from None
+    _say(f"{name} is in {file} ({len(document['trials'])} trials)")
+
+
+@app.command(
+    "import",
+    epilog="**Examples**\n\n`tuner import digits.json`\n\n"
+    "`tuner import digits.json --storage postgresql://tuner@db/tuner`",
+)
+def import_(file: FileArgument, storage: StorageOption = DEFAULT_URL) -> None:
+    """Take up a study that was exported. Trials that were running then wait, and run again."""
+    try:
+        document = read_document(file.read_bytes())
+    except OSError as error:
+        raise NotFoundError(f"{file}: {error.strerror}") from None
+    except DefinitionError as error:
+        raise DefinitionError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from None
+    StudyManager(storage).import_study(document)
+    _say(f"{document.definition.name} is in {safe_url(storage)} ({len(document.trials)} trials)")
+
+
+def _say(line: str) -> None:
+    out.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "absolute",
     "exists",
     "info",
+    "make",
     "open_storage",
     "upgrade",
     "with_password",
@@ -248,6 +249,26 @@ def _stamp(connection: sa.Connection, table: str) -> str | None:
     return version
 
 
+def make(url: str, version: str) -> None:
+    """Make the tables, ours of this version, in a database that has none.
+
+    Raises:
+        StorageError: it cannot be opened, or there is no such version.
+    """
+    parsed = _parse(url)
+    with _explained(safe_url(url)), _lock(parsed):
+        if version not in VERSIONS:
+            raise StorageError(
+                f"tables of version {version} are newer than this program ({HEAD}); upgrade this program"
+            )
+        database = Database(_text(parsed))
+        try:
+            with database.engine.begin() as connection:
+                _alembic("upgrade", connection, version, is_new=True)
+        finally:
+            database.close()
+
+
 def _create(url: URL) -> None:
     """Make all tables that are missing, unless another process was quicker."""
     version, optunas = _versions(url)
@@ -263,7 +284,7 @@ def _create(url: URL) -> None:
         database.close()
 
 
-def _alembic(command: str, connection: sa.Connection, revision: str) -> None:
+def _alembic(command: str, connection: sa.Connection, revision: str, *, is_new: bool = False) -> None:
     """Run one of Alembic's commands inside the connection's transaction."""
     from alembic import command as commands  # noqa: PLC0415 - only where tables are made or changed
     from alembic.config import Config  # noqa: PLC0415
@@ -271,7 +292,7 @@ def _alembic(command: str, connection: sa.Connection, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes.update(connection=connection, version_table=VERSION_TABLE)
-    if command == "upgrade" and not sa.inspect(connection).has_table(VERSION_TABLE):
+    if command == "upgrade" and not is_new and not sa.inspect(connection).has_table(VERSION_TABLE):
         commands.stamp(config, VERSIONS[0])
     getattr(commands, command)(config, revision)
 

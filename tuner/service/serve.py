@@ -41,7 +41,7 @@ GRACE_SECONDS = 10
 """For so long requests that are being answered are waited for when the service stops."""
 
 SHORTEST_LEASE = 5.0
-"""Seconds: heartbeats, four a lease, need to get through now and then."""
+"""Seconds: heartbeats, three a lease, need to get through now and then."""
 
 KEEP_ALIVE_SECONDS = 75
 """Workers report about once a minute: their connections stay."""

@@ -1,0 +1,242 @@
+"""The image and `docker compose up`, with real containers: a study from outside, and its fate in accidents."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from engine import NAME, ROOT, Engine
+from stack import EPOCHS, TRIALS, Stack, until
+
+pytestmark = pytest.mark.docker
+
+
+# ----------------------------------------------------------------------------------------------------------- the image
+
+
+def test_image(docker: Engine, built: dict[str, str]) -> None:
+    found = json.loads(docker("image", "inspect", built["tuner"]))[0]
+    print(f"size {found['Size'] / 1e6:.0f} MB")
+    assert found["Size"] <= 400e6
+    config = found["Config"]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", config["User"])
+    assert config["Entrypoint"] == ["/usr/bin/tini", "--", "tuner"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "tuner-health"]
+    assert config["Labels"]["org.opencontainers.image.title"] == "tuner"
+    tools = "for tool in gcc make strip pip; do command -v $tool && exit 1; done; ! python -c 'import pip'"
+    docker("run", "--rm", "--network", "none", "--entrypoint", "sh", built["tuner"], "-c", tools)
+
+
+def test_image_alone_serves_nobody(docker: Engine, built: dict[str, str]) -> None:
+    """Without being told how, it neither sends tokens in the clear nor answers to any name."""
+    said = docker.run("sh", "-c", f"docker run --rm --network none {built['tuner']} 2>&1; echo exit $?")
+    assert "error: on 0.0.0.0 tokens would travel unencrypted" in said
+    assert said.endswith("exit 2")
+
+
+@contextmanager
+def _sqlite(docker: Engine, image: str) -> Iterator[tuple[str, str]]:
+    """The variant of a single container: its id, and its address."""
+    env = {
+        "TUNER_IMAGE": image,
+        "TUNER_PORT": "18081",
+        "COMPOSE_PROJECT_NAME": f"{NAME}-sqlite",
+        "API_MEMORY": "400m",
+    }
+    file = ("--file", str(ROOT / "docker/compose.sqlite.yaml"))
+    docker.compose(*file, "up", "--detach", "--no-build", env=env)
+    try:
+        yield docker("ps", "--quiet", "--filter", f"name={NAME}-sqlite"), "http://127.0.0.1:18081"
+    finally:
+        docker.compose(*file, "down", "--volumes", env=env)
+
+
+def test_hardened_single_container_on_sqlite(docker: Engine, image: str) -> None:
+    with _sqlite(docker, image) as (container, url):
+        host = json.loads(docker("inspect", container))[0]["HostConfig"]
+        assert host["ReadonlyRootfs"]
+        assert host["CapDrop"] == ["ALL"]
+        assert host["SecurityOpt"] == ["no-new-privileges:true"]
+        assert host["Memory"] == 400 * 2**20
+        health = ("inspect", "--format", "{{.State.Health.Status}}", container)
+        until(lambda: docker(*health) == "healthy", "healthy container")
+        inside = docker(
+            "exec", container, "sh", "-c", "id -u; touch /opt/tuner/x 2>&1; grep CapEff /proc/1/status"
+        )
+        assert inside.startswith("10001\n")
+        assert "Read-only file system" in inside
+        assert inside.endswith("0" * 16)
+        token = re.findall(
+            r"tuner_[0-9a-f]+_[0-9a-f]{64}", docker.run("sh", "-c", f"docker logs {container} 2>&1")
+        )
+        assert len(token) == 1
+        headers = {"Authorization": f"Bearer {token[0]}"}
+        created = httpx.post(
+            f"{url}/v1/studies",
+            headers=headers,
+            json={"name": "kept", "budget": {"trials": 1}, "space": {"x": {"low": 0, "high": 1}}},
+        )
+        assert created.status_code == 201, created.text
+        docker("stop", container)
+        assert docker("inspect", "--format", "{{.State.ExitCode}}", container) == "0"
+        docker("start", container)
+        until(lambda: docker(*health) == "healthy", "healthy container")
+        assert httpx.get(f"{url}/v1/studies/kept", headers=headers).status_code == 200
+
+
+# --------------------------------------------------------------------------------------------------- the whole service
+
+
+def _check(stack: Stack, name: str, before: dict[int, float]) -> None:
+    """Wait for the study's end: each trial is there once, with its own value; what was there before, still is."""
+    until(lambda: len(stack.completed(name)) == TRIALS, f"end of {name}")
+    trials = stack.trials(name)
+    assert [trial["number"] for trial in trials] == list(range(TRIALS))
+    for trial in trials:
+        assert trial["state"] == "complete"
+        assert trial["value"] == (trial["params"]["x"] + trial["number"]) / EPOCHS
+    assert before.items() <= stack.completed(name).items()
+    until(lambda: "tuner_leases 0.0" in stack.metrics(), "end of all leases", seconds=30)
+    status = stack.call("GET", f"/v1/studies/{name}")
+    print(name, json.dumps(status["counts"]))
+
+
+def test_study_from_outside_by_three_workers(stack: Stack) -> None:
+    stack.create("outside")
+    _check(stack, "outside", {})
+    _check_ids(stack, "worker")
+    done = [line["message"] for line in stack.log("worker") if "outside trial" in line["message"]]
+    assert len(done) == TRIALS
+    workers = [
+        any("outside" in r.get("path", "") for r in map(json.loads, _lines(stack, c)))
+        for c in stack.containers("worker")
+    ]
+    assert workers == [True] * 3
+
+
+def _check_ids(stack: Stack, service: str) -> list[dict[str, Any]]:
+    """What a service's containers say that they have called: the api's log has each under the same id."""
+    calls = [record for record in stack.log(service) if record["message"] == "call"]
+    ids = {record["request_id"] for record in stack.log("api") if "request_id" in record}
+    assert {call["request_id"] for call in calls if call["result"] == "200"} <= ids
+    return calls
+
+
+def _lines(stack: Stack, container: str) -> list[str]:
+    return [
+        line
+        for line in stack.docker.run("sh", "-c", f"docker logs {container} 2>&1").splitlines()
+        if line.startswith("{")
+    ]
+
+
+def test_no_secret_is_in_a_log_or_an_environment(stack: Stack) -> None:
+    secrets = [file.read_text().strip() for file in (stack.folder / "secrets").iterdir()]
+    shown = stack.compose("logs", "--no-color")
+    for service in ("db", "api", "worker", "migrate"):
+        for container in stack.containers(service):
+            shown += stack.docker("inspect", container)
+    assert len(secrets) == 3
+    assert not [secret for secret in secrets if secret in shown]
+
+
+def test_dashboard_after_log_in(stack: Stack) -> None:
+    with httpx.Client(base_url=stack.url, trust_env=False, headers={"Origin": stack.url}) as browser:
+        assert browser.get("/dashboard").status_code == 401
+        entered = browser.post("/login", data={"token": stack.token})
+        assert entered.status_code == 303, entered.text
+        page = browser.get("/dashboard", headers={"Accept": "text/html"})
+        assert page.status_code == 200
+        assert "optuna" in page.text.lower()
+        assert isinstance(browser.get("/api/studies").json()["study_summaries"], list)
+
+
+REACH = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], 5432), 3).close()
+    print("reached")
+except OSError as error:
+    print("not reached:", error)
+"""
+
+
+def test_worker_cannot_reach_the_database(stack: Stack) -> None:
+    [db], [api], worker = stack.containers("db"), stack.containers("api"), stack.containers("worker")[0]
+    networks = json.loads(stack.docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", db))
+    [address] = [network["IPAddress"] for network in networks.values()]
+    for target in ("db", address):
+        assert stack.docker("exec", api, "python", "-c", REACH, target) == "reached"
+        assert stack.docker("exec", worker, "python", "-c", REACH, target).startswith("not reached")
+    files = stack.docker("exec", worker, "sh", "-c", "ls /run/secrets")
+    assert files == "worker_token"
+
+
+# ---------------------------------------------------------------------------------------------------------- accidents
+
+
+def _kill(service: str) -> Callable[[Stack], None]:
+    def strike(stack: Stack) -> None:
+        hit = stack.containers(service)
+        stack.docker("kill", *hit)
+        time.sleep(1)
+        stack.docker("start", *hit)
+
+    return strike
+
+
+def _cut(stack: Stack) -> None:
+    """No way between one worker and the service, for longer than a lease."""
+    worker, network = stack.containers("worker")[0], f"{stack.project}_front"
+    stack.docker("network", "disconnect", network, worker)
+    time.sleep(8)
+    stack.docker("network", "connect", network, worker)
+
+
+def _stop(stack: Stack) -> None:
+    """Workers and service are stopped and started as for an upgrade; the workers give their trials back."""
+    workers = stack.containers("worker")
+    stack.docker("stop", *workers)
+    assert stack.docker("inspect", "--format", "{{.State.ExitCode}}", *workers).split() == ["130"] * len(
+        workers
+    )
+    assert "tuner_leases 0.0" in stack.metrics()
+    stack.docker("stop", *stack.containers("api"))
+    stack.docker("start", *stack.containers("api"), *workers)
+
+
+@pytest.mark.parametrize(
+    ("name", "strike"),
+    [
+        ("workers-killed", _kill("worker")),
+        ("service-killed", _kill("api")),
+        ("database-killed", _kill("db")),
+        ("network-cut", _cut),
+        ("stopped", _stop),
+    ],
+)
+def test_nothing_is_lost(stack: Stack, name: str, strike: Callable[[Stack], None]) -> None:
+    stack.create(name)
+    before = until(lambda: len(found := stack.completed(name)) >= 2 and found, "trial that has ended")
+    assert len(before) < TRIALS  # it strikes in mid-run
+    began = time.monotonic()
+    strike(stack)
+    _check(stack, name, before)
+    print(f"{name}: {len(before)} had ended; all {TRIALS} after another {time.monotonic() - began:.0f} s")
+
+
+def test_dask_cluster_runs_the_same_loops(stack: Stack) -> None:
+    stack.compose("stop", "worker")
+    stack.compose(
+        "--profile", "dask", "up", "--detach", "--no-build", "--scale", "worker=0", "--scale", "dask-worker=2"
+    )
+    stack.create("on-dask")
+    _check(stack, "on-dask", {})
+    calls = [call for call in _check_ids(stack, "dask-worker") if "on-dask" in call["path"]]
+    assert len(calls) >= TRIALS * (EPOCHS + 1)

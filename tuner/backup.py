@@ -15,7 +15,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,21 +74,18 @@ def restore(url: str, file: Path, on_rows: OnRows = lambda table, done, total: N
         StorageError: the file is no backup, is damaged or newer than this program, or the database cannot be written.
     """
     before = _checked(file)
-    with tempfile.TemporaryDirectory(prefix="tuner-restore-", dir=file.resolve().parent) as folder:
-        source = Path(folder, "backup.db")
-        with _explained(_url(file)):
-            _copy_file(file, source)
-        upgrade(_url(source))
-        open_storage(url).close()  # makes the tables where there are none
-        if (studies := info(url).studies) > 0:
-            raise ConflictError(
-                f"{safe_url(url)} holds {studies} studies; a backup goes back into a database without any"
-            )
-        with _explained(url):
-            if _is_sqlite(url):
-                _copy_file(source, _path(url))
-            else:
-                _write_server(url, source, on_rows)
+    open_storage(url).close()  # makes the tables where there are none
+    there = info(url)
+    if there.studies > 0:
+        raise ConflictError(
+            f"{safe_url(url)} holds {there.studies} studies; a backup goes back into a database without any"
+        )
+    is_current = (before, info(_url(file)).optunas_version) == (there.version, there.optunas_version)
+    with _upgraded(file) if not is_current else nullcontext(file) as source, _explained(url):
+        if _is_sqlite(url):
+            _copy_file(source, _path(url))
+        else:
+            _write_server(url, source, on_rows)
     return before
 
 
@@ -97,7 +94,11 @@ def restore(url: str, file: Path, on_rows: OnRows = lambda table, done, total: N
 
 def _copy_file(source: Path, target: Path) -> None:
     """Copy a database in use, in one go, under SQLite's own locks (its online backup)."""
-    with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target, timeout=30)) as writing:
+    there = f"{source.resolve().as_uri()}?mode=ro"  # nothing is written beside it, where nothing may be
+    with (
+        closing(sqlite3.connect(there, uri=True)) as reading,
+        closing(sqlite3.connect(target, timeout=30)) as writing,
+    ):
         reading.backup(writing)
 
 
@@ -120,6 +121,17 @@ def _checked(file: Path) -> str:
     if (version := info(_url(file)).version) is None:
         raise StorageError(f"{file} is no backup: it has no tables of this program")
     return version
+
+
+@contextmanager
+def _upgraded(file: Path) -> Iterator[Path]:
+    """A copy of a backup, brought up to date; the backup stays as it is."""
+    with tempfile.TemporaryDirectory(prefix="tuner-restore-") as folder:
+        copy = Path(folder, "backup.db")
+        with _explained(_url(file)):
+            _copy_file(file, copy)
+        upgrade(_url(copy))
+        yield copy
 
 
 @contextmanager

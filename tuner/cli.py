@@ -110,7 +110,7 @@ PASSWORD_FILE = "TUNER_DATABASE_PASSWORD_FILE"
 def _with_password(storage: str) -> str:
     """The URL with the password of the file that the environment names, unless it has one, or needs none."""
     file = os.environ.get(PASSWORD_FILE)
-    return storage if file is None else with_password(storage, read_secret(Path(file)))
+    return storage if file is None else with_password(storage, read_secret(Path(file), PASSWORD_FILE))
 
 
 FileArgument = Annotated[Path, typer.Argument(help="The file.", metavar="FILE")]
@@ -335,7 +335,7 @@ def worker(  # noqa: PLR0917 - each is an option of the command line
 
     settings = WorkerSettings(
         url,
-        read_secret(token_file),
+        read_secret(token_file, "--token-file"),
         study,
         allow_http=allow_http,
         ca_file=None if ca_file is None else str(ca_file),

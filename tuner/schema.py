@@ -176,7 +176,7 @@ def with_password(url: str, password: str) -> str:
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite" or parsed.password is not None:
         return url
-    return _text(parsed.set(password=password))
+    return _text(make_url(url).set(password=password))
 
 
 def _parse(url: str) -> URL:

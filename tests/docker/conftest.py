@@ -6,17 +6,13 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from engine import NAME, ROOT, Engine, NoEngineError, engine, images
 from installed import install
 from postgresql import absent
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from engine import NAME, ROOT, Engine, NoEngineError, engine, images
 from stack import Stack
 
 HERE = Path(__file__).parent

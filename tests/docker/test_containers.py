@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from engine import NAME, ROOT, Engine
 from stack import EPOCHS, TRIALS, Stack, until
+
+from tuner import StudyManager
 
 pytestmark = pytest.mark.docker
 
@@ -38,6 +43,14 @@ def test_image_alone_serves_nobody(docker: Engine, built: dict[str, str]) -> Non
     said = docker.run("sh", "-c", f"docker run --rm --network none {built['tuner']} 2>&1; echo exit $?")
     assert "error: on 0.0.0.0 tokens would travel unencrypted" in said
     assert said.endswith("exit 2")
+
+
+def test_compose_files_are_valid(docker: Engine) -> None:
+    files = ("--file", str(ROOT / "docker/compose.yaml"), "--file", str(ROOT / "docker/compose.tls.yaml"))
+    shown = docker.compose(*files, "config", env={"TUNER_NAME": "tuner.example.org"})
+    assert "api tuner.example.org" in shown
+    with pytest.raises(subprocess.CalledProcessError):  # nobody is let in under any name
+        docker.compose(*files, "config", env={"TUNER_NAME": ""})
 
 
 @contextmanager
@@ -160,7 +173,7 @@ def test_dashboard_after_log_in(stack: Stack) -> None:
 REACH = """
 import socket, sys
 try:
-    socket.create_connection((sys.argv[1], 5432), 3).close()
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), 3).close()
     print("reached")
 except OSError as error:
     print("not reached:", error)
@@ -172,8 +185,8 @@ def test_worker_cannot_reach_the_database(stack: Stack) -> None:
     networks = json.loads(stack.docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", db))
     [address] = [network["IPAddress"] for network in networks.values()]
     for target in ("db", address):
-        assert stack.docker("exec", api, "python", "-c", REACH, target) == "reached"
-        assert stack.docker("exec", worker, "python", "-c", REACH, target).startswith("not reached")
+        assert stack.docker("exec", api, "python", "-c", REACH, target, "5432") == "reached"
+        assert stack.docker("exec", worker, "python", "-c", REACH, target, "5432").startswith("not reached")
     files = stack.docker("exec", worker, "sh", "-c", "ls /run/secrets")
     assert files == "worker_token"
 
@@ -195,8 +208,10 @@ def _cut(stack: Stack) -> None:
     """No way between one worker and the service, for longer than a lease."""
     worker, network = stack.containers("worker")[0], f"{stack.project}_front"
     stack.docker("network", "disconnect", network, worker)
+    assert stack.docker("exec", worker, "python", "-c", REACH, "api", "8080").startswith("not reached")
     time.sleep(8)
     stack.docker("network", "connect", network, worker)
+    assert stack.docker("exec", worker, "python", "-c", REACH, "api", "8080") == "reached"
 
 
 def _stop(stack: Stack) -> None:
@@ -229,6 +244,31 @@ def test_nothing_is_lost(stack: Stack, name: str, strike: Callable[[Stack], None
     strike(stack)
     _check(stack, name, before)
     print(f"{name}: {len(before)} had ended; all {TRIALS} after another {time.monotonic() - began:.0f} s")
+
+
+def test_backup_while_in_use_and_restore_as_the_readme_says(stack: Stack, tmp_path: Path) -> None:
+    stack.create("backed-up")
+    until(lambda: len(stack.completed("backed-up")) >= 2, "trial that has ended")
+    run = ("run", "--rm", "--volume", f"{tmp_path}:/backup", "--user", str(os.getuid()), "migrate", "storage")
+    stack.compose(*run, "backup", "/backup/monday.db")
+    _check(stack, "backed-up", {})
+    with StudyManager(f"sqlite:///{tmp_path}/monday.db") as backup:
+        kept = {
+            trial.number: trial.value
+            for trial in backup.load("backed-up").trials
+            if trial.state.is_finished()
+        }
+    assert len(kept) >= 2
+    stack.compose("stop", "api", "worker")
+    [db] = stack.containers("db")
+    for command in ("DROP DATABASE tuner WITH (FORCE)", "CREATE DATABASE tuner"):
+        stack.docker(
+            "exec", db, "psql", "-h", "/run/postgresql", "-U", "tuner", "-d", "postgres", "-c", command
+        )
+    assert "holds" in stack.compose(*run, "restore", "/backup/monday.db")
+    stack.compose("start", "api", "worker")
+    stack.wait()
+    _check(stack, "backed-up", kept)  # what ran when it was made, runs again
 
 
 def test_dask_cluster_runs_the_same_loops(stack: Stack) -> None:

@@ -25,7 +25,7 @@ from tuner.manager import StudyManager
 from tuner.schema import absolute
 from tuner.secrets import read_secret
 from tuner.service.app import api, ready
-from tuner.service.auth import Tokens
+from tuner.service.auth import TokenInfo, Tokens
 from tuner.service.dashboard import Dashboard
 from tuner.service.front import Readiness, front
 from tuner.service.identity import Role
@@ -173,9 +173,18 @@ def _first_tokens(tokens: Tokens, settings: Settings) -> str | None:
     first = tokens.create_first() if settings.admin_token_file is None else None
     files = {Role.ADMIN: settings.admin_token_file, Role.WORKER: settings.worker_token_file}
     for role, file in files.items():
-        if file is not None and tokens.provide(role, read_secret(file)).revoked is not None:
+        if file is not None and _provide(tokens, role, file).revoked is not None:
             _log.warning("the %s's token in %s was revoked: it lets nobody in", role.name.lower(), file)
     return first
+
+
+def _provide(tokens: Tokens, role: Role, file: Path) -> TokenInfo:
+    said = f"--{role.name.lower()}-token-file"
+    text = read_secret(file, said)
+    try:
+        return tokens.provide(role, text)
+    except (ConflictError, DefinitionError) as error:
+        raise type(error)(f"{said} {file}: {error}") from None
 
 
 def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:

@@ -24,6 +24,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -158,12 +159,17 @@ def images() -> dict[str, str]:
             _make_base(build)
         if not build.has(BUILD):
             _make_build(build)
-        if not build.has(names["postgres"]):
-            folder = str(HERE / "postgres")
-            _build(build, names["postgres"], "--build-arg", f"BASE_IMAGE={BASE}", folder)
-        if not build.has(names["tuner"]):
-            arguments = ("--build-arg", f"BASE_IMAGE={BASE}", "--build-arg", f"BUILD_IMAGE={BUILD}")
-            _build(build, names["tuner"], *arguments, "--file", str(ROOT / "docker/Dockerfile"), str(ROOT))
+        on = ("--build-arg", f"BASE_IMAGE={BASE}")
+        both = (*on, "--build-arg", f"BUILD_IMAGE={BUILD}", "--file", str(ROOT / "docker/Dockerfile"))
+        wanted = {"postgres": (*on, str(HERE / "postgres")), "tuner": (*both, str(ROOT))}
+        with ThreadPoolExecutor() as threads:  # both wait for their registries
+            building = [
+                threads.submit(_build, build, names[name], *arguments)
+                for name, arguments in wanted.items()
+                if not build.has(names[name])
+            ]
+        for made in building:
+            made.result()
         _drop_old(build, set(names.values()))
     return names
 

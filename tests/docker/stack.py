@@ -35,7 +35,7 @@ def until(question: Callable[[], Any], what: str, *, seconds: float = 120) -> An
     while time.monotonic() < end:
         if answer := question():
             return answer
-        time.sleep(0.2)
+        time.sleep(0.4)
     raise AssertionError(f"in {seconds:.0f} s there was no {what}")
 
 
@@ -114,6 +114,31 @@ class Stack:
     def completed(self, name: str) -> dict[int, float]:
         """The values of completed trials by number."""
         return {t["number"]: t["value"] for t in self.trials(name) if t["state"] == "complete"}
+
+    def endings(self, name: str) -> dict[str, int]:
+        """How the leases of a study ended, as the database has it."""
+        query = (
+            "SELECT ending, COUNT(*) FROM tuner_leases JOIN studies USING (study_id) "
+            f"WHERE study_name = '{name}' GROUP BY ending"
+        )
+        [db] = self.containers("db")
+        psql = (
+            "exec",
+            db,
+            "psql",
+            "-h",
+            "/run/postgresql",
+            "-U",
+            "tuner",
+            "--tuples-only",
+            "--no-align",
+            "-c",
+            query,
+        )
+        return {
+            ending: int(count)
+            for ending, count in (line.split("|") for line in self.docker(*psql).splitlines())
+        }
 
     def metrics(self) -> str:
         """As Prometheus reads them."""

@@ -1,11 +1,23 @@
-"""The command line, in the process of the test."""
+"""The command line, in the process of the test or in one of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeAlias
 
-__all__ = ["STUDY", "Tuner"]
+import tuner.cli
+
+__all__ = ["STUDY", "Program", "Tuner", "run"]
 
 Tuner: TypeAlias = Callable[..., tuple[int, str, str]]
 """What the fixture `tuner` gives: runs a command; its exit code, standard output and error."""
@@ -26,3 +38,131 @@ seeds = 2
 arms = [{name = "random", sampler = {name = "random"}}, {name = "sobol", sampler = {name = "sobol"}}]
 """
 """A comparison that takes a second."""
+
+
+class Program:
+    """`tuner` in a process of its own, with as much of `subprocess.Popen` as the tests use.
+
+    It is forked from a process that has imported what commands import, and so spares each the seconds of that; for
+    the rest it is what the installed command is: its own standard output and error, signals and exit code.
+    `session` puts it into a session of its own; `log` is a file for its standard error; `script` is a file of Python
+    to run instead of `tuner`.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        folder: Path,
+        session: bool = False,
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        script: str | None = None,
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(
+            ["tuner.cli", "tuner.service.serve", "tuner.client.worker", "tuner.report"]
+        )
+        (read_out, out), (read_err, err) = context.Pipe(duplex=False), context.Pipe(duplex=False)
+        given = {**os.environ, **(environment or {})}
+        self._process = context.Process(
+            target=_main, args=((script, arguments), folder, given, (out, log or err), session)
+        )
+        self._process.start()
+        self.arguments = arguments
+        self.pid: int = self._process.pid or 0
+        self.stdout, self.stderr = (os.fdopen(os.dup(end.fileno())) for end in (read_out, read_err))
+        for end in (read_out, read_err, out, err):
+            end.close()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, −N for signal N; None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, sign: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, sign)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, once it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not within so many seconds.
+        """
+        self._process.join(timeout)
+        if (code := self._process.exitcode) is None:
+            raise subprocess.TimeoutExpired(["tuner", *self.arguments], timeout or 0.0)
+        return code
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it has written to its standard output and error, once it has ended."""
+        said: list[str] = ["", ""]
+
+        def read(number: int, stream: Any) -> None:
+            with stream:
+                said[number] = stream.read()
+
+        readers = [
+            threading.Thread(target=read, args=(number, stream), daemon=True)
+            for number, stream in enumerate((self.stdout, self.stderr))
+        ]
+        for reader in readers:
+            reader.start()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join()
+        return said[0], said[1]
+
+    def close(self) -> None:
+        """End it, if it still runs."""
+        self.kill()
+        self._process.join()
+        self._process.close()
+        self.stdout.close()
+        self.stderr.close()
+
+
+def run(
+    *arguments: str, folder: Path, environment: Mapping[str, str] | None = None, timeout: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """A command from its start to its end, as `subprocess.run` gives it."""
+    program = Program(*arguments, folder=folder, environment=environment)
+    try:
+        out, err = program.communicate(timeout)
+        return subprocess.CompletedProcess(["tuner", *arguments], program.wait(), out, err)
+    finally:
+        program.close()
+
+
+def _main(
+    called: tuple[str | None, tuple[str, ...]],
+    folder: Path,
+    environment: dict[str, str],
+    outputs: tuple[Connection, Connection | Path],
+    session: bool,
+) -> None:
+    """Become the command, as a shell would start it."""
+    script, arguments = called
+    if session:
+        os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, output in enumerate(outputs, start=1):
+        with output.open("wb") if isinstance(output, Path) else output as end:
+            os.dup2(end.fileno(), number)
+    sys.argv = [script or "tuner", *arguments]
+    if script is not None:
+        runpy.run_path(str(folder / script), run_name="__main__")
+    else:
+        sys.modules["__main__"] = types.ModuleType("__main__")  # what processes of its own would import again
+        tuner.cli.main()

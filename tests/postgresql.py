@@ -11,8 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    import psycopg
 
 __all__ = ["Server", "absent", "server", "server_programs"]
 
@@ -58,6 +62,22 @@ class Server:
     def stop(self) -> None:
         """Stop at once, as a crash would: connections are cut, nothing is written out."""
         self._run("pg_ctl", "-m", "immediate", "stop")
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """A connection that commits each statement."""
+        import psycopg
+
+        return psycopg.connect(user="tuner", host=self.folder, dbname="postgres", autocommit=True)
+
+    @contextmanager
+    def database(self, test: str, template: str = "template1") -> Iterator[str]:
+        """The address of a test's own database, which is gone afterwards."""
+        name = f"t{abs(hash(test)):x}"
+        with self.connect() as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield self.url.format(database=name)
+        with self.connect() as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def require_password(self) -> None:
         """From now on, let nobody in without the password."""

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from command import Tuner
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
+from postgresql import Server
 
 from tuner import StudyDefinition, StudyManager, TunerError
 from tuner.backup import backup, restore
@@ -38,23 +39,14 @@ DEFINITION: dict[str, Any] = {
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def other(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Another fresh database of each kind."""
+def other(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Another database of each kind in which there is nothing yet."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/other.db"
-    return str(request.getfixturevalue("second_postgresql_url"))
-
-
-@pytest.fixture
-def second_postgresql_url(postgresql_server: Any) -> Iterator[str]:
-    import psycopg
-
-    login = {"user": "tuner", "host": postgresql_server.folder, "dbname": "postgres"}
-    with psycopg.connect(**login, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE second")
-    yield postgresql_server.url.format(database="second")
-    with psycopg.connect(**login, autocommit=True) as connection:
-        connection.execute("DROP DATABASE second WITH (FORCE)")
+        yield f"sqlite:///{tmp_path}/other.db"
+    else:
+        server: Server = request.getfixturevalue("postgresql_server")
+        with server.database(f"other of {request.node.nodeid}") as url:
+            yield url
 
 
 def fill(url: str) -> str:
@@ -155,7 +147,8 @@ def test_backup_is_of_one_moment(url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["0001", "0002"])
-def test_backup_of_an_older_version(url: str, version: str, other: str, tmp_path: Path) -> None:
+def test_backup_of_an_older_version(empty_url: str, version: str, other: str, tmp_path: Path) -> None:
+    url = empty_url
     make(url, version)
     engine = sa.create_engine(url)
     with engine.begin() as connection:

@@ -32,9 +32,9 @@ deadly = Deadly()
 SCRIPT = """
 from tuner import StudyDefinition, StudyManager
 if __name__ == "__main__":
-    levels = {"x": [0.1, 0.2, 0.4, 0.5, 0.6, 0.7]}
+    levels = {"x": [0.2, 0.4, 0.5, 0.6]}
     definition = StudyDefinition.parse({
-        "name": "d", "objective": "deadly", "budget": {"trials": 6},
+        "name": "d", "objective": "deadly", "budget": {"trials": 4},
         "space": {"x": {"low": 0, "high": 1}}, "sampler": {"name": "grid", "levels": levels},
     })
     told = []
@@ -60,18 +60,13 @@ def test_trials_that_kill_their_workers_fail_and_all_others_complete(tmp_path: P
     lines = done.stdout.splitlines()
     ended = {line.split()[0]: line.split()[1:] for line in lines if not line.startswith("told")}
     assert {x: state for x, (state, _) in ended.items()} == {
-        "0.1": "FAIL", "0.2": "FAIL", "0.4": "COMPLETE", "0.5": "COMPLETE", "0.6": "COMPLETE", "0.7": "COMPLETE"
+        "0.2": "FAIL", "0.4": "COMPLETE", "0.5": "COMPLETE", "0.6": "COMPLETE"
     }  # fmt: skip
     assert {attempts for state, attempts in ended.values() if state == "FAIL"} == {"3"}
     told = [line for line in lines if line.startswith("told")]
-    assert len(told) == 6  # each trial once, also those of which no worker can tell
-    assert (
-        sum(
-            re.search(r"FAIL its worker was lost 3 times, last process \d+ on ", line) is not None
-            for line in told
-        )
-        == 2
-    )
+    assert len(told) == 4  # each trial once, also the one of which no worker can tell
+    (lost,) = [line for line in told if "FAIL" in line]
+    assert re.search(r"FAIL its worker was lost 3 times, last process \d+ on ", lost)
 
 
 INNOCENT = """
@@ -118,7 +113,7 @@ def test_no_attempt_is_held_against_trials_that_ran_beside_a_killed_worker(tmp_p
     assert done.returncode == 0, done.stderr
     ended = [line.split()[1:] for line in done.stdout.splitlines() if not line.startswith("told")]
     assert len(list(tmp_path.glob("death-*"))) == 2
-    assert [state for state, _ in ended] == ["COMPLETE"] * 6
+    assert [state for state, _ in ended] == ["COMPLETE"] * 4
     # where a worker asks before its pool is broken, it may count the attempt of the killed one; never the others'
     assert sum(int(attempts) - 1 for _, attempts in ended) <= 2
 
@@ -147,7 +142,7 @@ def test_a_worker_killed_while_it_starts_is_replaced(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("born-dead-*"))) == 2
     assert [line.split()[1] for line in done.stdout.splitlines() if not line.startswith("told")] == [
         "COMPLETE"
-    ] * 6
+    ] * 4
 
 
 @pytest.mark.slow

@@ -9,8 +9,6 @@ import re
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 import urllib.request
 from importlib.metadata import EntryPoint, entry_points
@@ -19,7 +17,7 @@ from typing import Any
 
 import optuna
 import pytest
-from command import STUDY, Tuner
+from command import STUDY, Program, Tuner
 from optuna.trial import TrialState
 
 from tuner.cli import app, storage_app
@@ -194,14 +192,6 @@ def test_every_command_has_help_with_an_example(tuner: Tuner, command: str) -> N
     assert f"tuner {command}" in out.split("Example")[1]
 
 
-def command(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
-    tuner = Path(sys.executable).with_name("tuner")
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [tuner, *arguments], cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    )
-
-
 DIGITS = """
 name = "d"
 objective = "digits"
@@ -255,7 +245,7 @@ def contents(database: Path) -> list[Any]:
     return found
 
 
-def interrupt(process: subprocess.Popen[str], how: str) -> None:
+def interrupt(process: Program, how: str) -> None:
     """Stop the command and wait for its end."""
     if how == "SIGKILL to the parent":
         process.kill()
@@ -279,12 +269,12 @@ def test_what_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(tmp_pat
         (tmp_path / folder / "d.toml").write_text(DIGITS)
         database = tmp_path / folder / "tuner.db"
         for ended, how in interruptions.items():
-            process = command(tmp_path / folder, "compare", "d.toml", "--workers", "2")
+            process = Program("compare", "d.toml", "--workers", "2", folder=tmp_path / folder, session=True)
             while finished(database) < ended and process.poll() is None:
                 time.sleep(0.02)
             assert process.poll() is None, "it ended before it could be interrupted"
             interrupt(process, how)
-        process = command(tmp_path / folder, "compare", "d.toml", "--workers", "2")
+        process = Program("compare", "d.toml", "--workers", "2", folder=tmp_path / folder, session=True)
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         found[folder] = contents(database)
@@ -297,7 +287,7 @@ def test_dashboard_serves_the_database(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     optuna.create_study(study_name="there", storage=f"sqlite:///{tmp_path}/tuner.db")
-    process = command(tmp_path, "dashboard", "--port", str(port))
+    process = Program("dashboard", "--port", str(port), folder=tmp_path, session=True)
     try:
         for _ in range(200):
             try:
@@ -307,7 +297,7 @@ def test_dashboard_serves_the_database(tmp_path: Path) -> None:
             except OSError:
                 time.sleep(0.1)
         assert names == ["there"]
-        second = command(tmp_path, "dashboard", "--port", str(port))
+        second = Program("dashboard", "--port", str(port), folder=tmp_path, session=True)
         _, err = second.communicate(timeout=30)
         assert second.returncode == 1
         assert f"error: cannot listen on 127.0.0.1:{port}" in err

@@ -38,6 +38,11 @@ DEFINITION: dict[str, Any] = {
 
 
 @pytest.fixture
+def url(empty_url: str) -> str:
+    return empty_url
+
+
+@pytest.fixture
 def engine(url: str) -> Iterator[sa.Engine]:
     engine = sa.create_engine(url)
     yield engine

@@ -85,8 +85,10 @@ def test_a_full_disk_in_mid_run_loses_nothing(sqlite_url: str) -> None:
 
 @pytest.mark.parametrize("pages", [1, 8, 20])
 def test_a_full_disk_at_creation_is_no_half_made_database(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, pages: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int
 ) -> None:
+    url = f"sqlite:///{tmp_path}/new.db"
+
     class Small(SqliteConnection):
         def __init__(self, *args: Any, **more: Any) -> None:
             super().__init__(*args, **more)
@@ -95,9 +97,9 @@ def test_a_full_disk_at_creation_is_no_half_made_database(
     with monkeypatch.context() as full_disk:
         full_disk.setattr(tuner.storage, "SqliteConnection", Small)
         with pytest.raises(StorageError) as full:
-            open_storage(sqlite_url)
+            open_storage(url)
     said(full, "cannot open sqlite:///", "database or disk is full", "make room")
-    assert begin(sqlite_url).ask() is not None
+    assert begin(url).ask() is not None
 
 
 def test_a_database_that_may_only_be_read(sqlite_url: str, failing: Callable[..., str]) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -27,7 +31,19 @@ X, Y = load_iris(return_X_y=True)
     ]
 )
 def test_it_is_a_scikit_learn_classifier(estimator, check):
+    if "array_api" in str(check) and "SCIPY_ARRAY_API" not in os.environ:
+        pytest.skip("checked below in a process of its own: SciPy reads SCIPY_ARRAY_API when it is imported")
     check(estimator)
+
+
+@pytest.mark.slow
+def test_it_takes_what_the_array_api_allows():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "scikit_learn and array_api"],
+        env={**os.environ, "SCIPY_ARRAY_API": "1"}, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^3 passed", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_it_works_in_cross_validation_and_grid_search():

@@ -57,7 +57,7 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_generated_client_finishes_a_study(project: Path, tmp_path: Path, sqlite_url: str) -> None:
     with StudyManager(f"sqlite:///{tmp_path}/local.db") as manager:
         local = manager.run(DEFINITION, function).trials

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 
@@ -11,12 +12,14 @@ from api_client import ADMIN
 from schemathesis.config import (
     ChecksConfig,
     CoveragePhaseConfig,
+    FuzzingPhaseConfig,
     GenerationConfig,
     PhasesConfig,
     PositiveDataAcceptanceConfig,
     ProjectConfig,
     ProjectsConfig,
     SchemathesisConfig,
+    StatefulPhaseConfig,
 )
 from schemathesis.engine import from_schema
 from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinished
@@ -28,6 +31,7 @@ from tuner.service.app import api
 from tuner.service.identity import identify
 
 SECRET = "a-token-for-tests"
+FULL = os.environ.get("CHAOS") == "full"  # what is generated at random and in sequences too
 HEADERS = {"Authorization": f"Bearer {SECRET}"}
 
 CONFIG = SchemathesisConfig(
@@ -37,7 +41,11 @@ CONFIG = SchemathesisConfig(
             headers=HEADERS,
             continue_on_failure=True,
             generation=GenerationConfig(deterministic=True, max_examples=3, database="none"),
-            phases=PhasesConfig(coverage=CoveragePhaseConfig(enabled=True)),
+            phases=PhasesConfig(
+                coverage=CoveragePhaseConfig(enabled=True),
+                fuzzing=FuzzingPhaseConfig(enabled=FULL),
+                stateful=StatefulPhaseConfig(enabled=FULL),
+            ),
             checks=ChecksConfig(
                 # a document may be of the right shape and still break a rule, such as low <= high
                 positive_data_acceptance=PositiveDataAcceptanceConfig(

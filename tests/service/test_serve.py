@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from command import Program, run
 from sqlalchemy.engine import make_url
 
 from tuner.errors import DefinitionError, TunerError
@@ -26,22 +25,13 @@ from tuner.schema import with_password
 from tuner.service.auth import duration
 from tuner.service.serve import Settings, _listen
 
-COMMAND = [sys.executable, "-c", "from tuner.cli import main; main()"]
-
 
 class Running:
     """A service in a process of its own."""
 
     def __init__(self, *options: str, folder: Path, **environment: str) -> None:
-        self._log = (folder / f"log-{time.monotonic_ns()}").open("w+")
-        self.process = subprocess.Popen(
-            [*COMMAND, "serve", *options],
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            cwd=folder,
-            env={**os.environ, **environment},
-        )
+        self._log = folder / f"log-{time.monotonic_ns()}"
+        self.process = Program("serve", *options, folder=folder, environment=environment, log=self._log)
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
         self.said = self._until("tuner serves")
@@ -51,7 +41,6 @@ class Running:
         self.token = next(iter(re.findall(r"tuner_[0-9a-f]+_[0-9a-f]{64}", self.said)), "")
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
         for line in self.process.stdout:
             self._lines.put(line)
         self._lines.put(None)
@@ -70,19 +59,14 @@ class Running:
         return httpx.get(self.url + path, headers=headers, timeout=30, **settings)
 
     def log(self) -> str:
-        self._log.seek(0)
-        return self._log.read()
+        return self._log.read_text()
 
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(sign)
         return self.process.wait(30)
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        self._log.close()
+        self.process.close()
 
 
 @pytest.fixture
@@ -97,12 +81,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     yield start
     for running in started:
         running.close()
-
-
-def tuner(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *arguments]
-    settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "cwd": folder}
-    return subprocess.run(command, check=False, env={**os.environ, **environment}, **settings)
 
 
 def test_the_first_start_prints_a_token_and_no_other(start: Callable[..., Running]) -> None:
@@ -153,7 +131,8 @@ def test_a_token_file_that_holds_none_stops_the_start(
 ) -> None:
     if content is not None:
         (tmp_path / "token").write_text(content)
-    done = tuner("serve", "--port", "0", folder=tmp_path, TUNER_ADMIN_TOKEN_FILE="token")
+    environment = {"TUNER_ADMIN_TOKEN_FILE": "token"}
+    done = run("serve", "--port", "0", folder=tmp_path, environment=environment)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert reason in done.stderr
@@ -168,18 +147,16 @@ def test_the_databases_password_comes_from_a_file(tmp_path: Path) -> None:
     assert (url.drivername, url.password) == ("postgresql", secret)
     (tmp_path / "password").write_text(f"{secret}\n")
     storage = "postgresql://nobody@localhost:1/d"
-    done = tuner(
-        "storage", "info", "--storage", storage, folder=tmp_path, TUNER_DATABASE_PASSWORD_FILE="password"
-    )
-    assert done.returncode == 1
-    assert "postgresql+psycopg://nobody:***@localhost:1/d" in done.stderr
-    done = tuner(
-        "storage", "info", "--storage", storage, folder=tmp_path, TUNER_DATABASE_PASSWORD_FILE="none"
-    )
-    assert (done.returncode, done.stderr) == (
-        2,
-        "error: TUNER_DATABASE_PASSWORD_FILE none: No such file or directory\n",
-    )
+
+    def info(file: str) -> tuple[int, str]:
+        environment = {"TUNER_DATABASE_PASSWORD_FILE": file}
+        done = run("storage", "info", "--storage", storage, folder=tmp_path, environment=environment)
+        return done.returncode, done.stderr
+
+    code, said = info("password")
+    assert code == 1
+    assert "nobody:***@localhost:1/d" in said
+    assert info("none") == (2, "error: TUNER_DATABASE_PASSWORD_FILE none: No such file or directory\n")
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
@@ -218,7 +195,7 @@ def test_the_log_is_json_with_the_request_in_it(start: Callable[..., Running]) -
 
 def test_one_service_a_file_of_sqlite(start: Callable[..., Running], tmp_path: Path) -> None:
     running = start()
-    other = tuner("serve", "--port", "0", folder=tmp_path)
+    other = run("serve", "--port", "0", folder=tmp_path)
     assert (other.returncode, other.stdout) == (2, "")
     assert "SQLite takes one, PostgreSQL any number" in other.stderr
     assert other.stderr.count("\n") == 1
@@ -303,7 +280,7 @@ def test_tls(start: Callable[..., Running], tmp_path: Path) -> None:
     assert "Secure" in login.headers["Set-Cookie"]
     assert "Strict-Transport-Security" in login.headers
     (tmp_path / "key.pem").write_text("nonsense")
-    refused = tuner(
+    refused = run(
         "serve",
         "--tls-cert",
         "cert.pem",
@@ -320,7 +297,7 @@ def test_tls(start: Callable[..., Running], tmp_path: Path) -> None:
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        refused = tuner("serve", "--port", port, folder=tmp_path)
+        refused = run("serve", "--port", port, folder=tmp_path)
     assert refused.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in refused.stderr
     assert "tuner_" not in refused.stdout  # the first token is still to come
@@ -364,17 +341,17 @@ def test_over_http_an_admin_makes_lists_and_revokes_tokens(start: Callable[..., 
 
 
 def test_tokens_by_the_command_line(start: Callable[..., Running], tmp_path: Path) -> None:
-    absent = tuner("token", "list", folder=tmp_path)
+    absent = run("token", "list", folder=tmp_path)
     assert absent.returncode == 2
     assert "no database" in absent.stderr
     running = start()
-    made = tuner("token", "create", "gpu-3", "--role", "worker", "--expires-in", "30d", folder=tmp_path)
+    made = run("token", "create", "gpu-3", "--role", "worker", "--expires-in", "30d", folder=tmp_path)
     assert re.fullmatch(r"tuner_[0-9a-f]+_[0-9a-f]{64}\n", made.stdout)
     assert running.get("/v1/studies", made.stdout.strip()).status_code == 200
-    listed = json.loads(tuner("token", "list", "--format", "json", folder=tmp_path).stdout)
+    listed = json.loads(run("token", "list", "--format", "json", folder=tmp_path).stdout)
     assert [(token["name"], token["role"]) for token in listed] == [("admin", "admin"), ("gpu-3", "worker")]
-    assert "gpu-3" in tuner("token", "list", folder=tmp_path).stdout
-    assert tuner("token", "revoke", listed[1]["id"], folder=tmp_path).returncode == 0
+    assert "gpu-3" in run("token", "list", folder=tmp_path).stdout
+    assert run("token", "revoke", listed[1]["id"], folder=tmp_path).returncode == 0
     _eventually(lambda: running.get("/v1/studies", made.stdout.strip()).status_code == 401)
     for wrong, said in (
         (["revoke", "nobody"], "no token has the id"),
@@ -382,7 +359,7 @@ def test_tokens_by_the_command_line(start: Callable[..., Running], tmp_path: Pat
         (["create", "a", "--role", "worker", "--expires-in", "soon"], "as in 30d"),
         (["create", "a", "--role", "admin", "--prefix", "x"], "no prefix"),
     ):
-        refused = tuner("token", *wrong, folder=tmp_path)
+        refused = run("token", *wrong, folder=tmp_path)
         assert refused.returncode == 2
         assert said in refused.stderr
         assert refused.stdout == ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import distributed
 import pytest
+from command import Program
 from installed import install
 from optuna.trial import TrialState
 from served import LossyProxy, Served, told
@@ -114,11 +114,8 @@ def settings(served: Served, **more: Any) -> WorkerSettings:
     return WorkerSettings(served.url, TOKEN, **more)
 
 
-def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(tmp_path / "script.py"), *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
-    )
+def start(tmp_path: Path, *arguments: str) -> Program:
+    return Program(*arguments, folder=tmp_path, script="script.py")
 
 
 def wait_for(condition: Any, what: str) -> None:
@@ -161,7 +158,7 @@ def test_processes_that_never_see_a_database_end_all_studies(tmp_path: Path, ser
     served.manager.create(definition("functions", objective=None))
     for executor in ("threads", "processes"):
         worker = start(tmp_path, served.url, executor, "0")
-        told_of, _ = worker.communicate(timeout=120)
+        told_of = "".join(worker.communicate(timeout=120))
         assert worker.returncode == 0, told_of
         if executor == "threads":
             assert len(told_of.splitlines()) == 24
@@ -186,7 +183,7 @@ def test_what_a_killed_worker_had_done_is_not_done_again(
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     second = start(tmp_path, served.url, "threads", "5")
-    told_of, _ = second.communicate(timeout=120)
+    told_of = "".join(second.communicate(timeout=120))
     assert second.returncode == 0, told_of
     walked = [tuple(map(int, line.split())) for line in (tmp_path / "walked").read_text().splitlines()]
     by_second = [(trial, epoch) for trial, epoch, pid in walked if pid == second.pid]
@@ -271,19 +268,9 @@ def test_a_network_that_swallows_answers_changes_no_trial(tmp_path: Path, served
     assert served.manager.ask_tell("walks").open_leases() == []
 
 
-def cli(served: Served, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
+def cli(served: Served, tmp_path: Path, *more: str) -> Program:
     (tmp_path / "token").write_text(TOKEN + "\n")
-    command = [
-        str(Path(sys.executable).parent / "tuner"),
-        "worker",
-        "--url",
-        served.url,
-        "--token-file",
-        "token",
-    ]
-    return subprocess.Popen(
-        [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-    )
+    return Program("worker", "--url", served.url, "--token-file", "token", *more, folder=tmp_path)
 
 
 @pytest.mark.parametrize("executor", ["threads", "processes"])
@@ -408,7 +395,7 @@ def test_a_worker_waits_out_a_service_that_is_away(tmp_path: Path, served: Serve
     served.stop()
     time.sleep(1.0)
     served.start()
-    told_of, _ = worker.communicate(timeout=120)
+    told_of = "".join(worker.communicate(timeout=120))
     assert worker.returncode == 0, told_of
     spent = served.manager.ask_tell("walks").spent()
     reported = sum(len(t.intermediate_values) for t in served.manager.load("walks").trials)

@@ -52,6 +52,8 @@ PACKAGES = (
     "docker-compose",
 )
 
+KEPT_HOURS = 7 * 24
+
 CLONE_NEWNET = 0x40000000
 
 SOURCES = ("docker", ".dockerignore", "pyproject.toml", "README.md", "tuner", "objectives", "studies")
@@ -75,6 +77,11 @@ class Engine:
     ) -> None:
         self.environment = {**os.environ, **environment, "DOCKER_BUILDKIT": "0"}
         self._process = process
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether nobody else's images are in it."""
+        return self._process is not None
 
     def __call__(self, *arguments: str, check: bool = True, timeout: float = 300) -> str:
         """What `docker` prints on standard output; its last lines of standard error in the exception."""
@@ -184,6 +191,8 @@ def _drop_old(build: Engine, kept: set[str]) -> None:
     for name in build("images", "--format", "{{.Repository}}:{{.Tag}}").split():
         if name.startswith((f"{NAME}/tuner:", f"{NAME}/postgres:")) and name not in kept:
             build("rmi", name, check=False)
+    if build.is_ours:  # stages of builds that nobody has used for long
+        build("image", "prune", "--force", "--filter", f"until={KEPT_HOURS}h", check=False)
 
 
 def _digest(*paths: str) -> str:

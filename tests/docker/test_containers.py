@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def test_image(docker: Engine, built: dict[str, str]) -> None:
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", config["User"])
     assert config["Entrypoint"] == ["/usr/bin/tini", "--", "tuner"]
     assert config["Healthcheck"]["Test"] == ["CMD", "tuner-health"]
-    assert config["Labels"]["org.opencontainers.image.title"] == "tuner"
+    labels = {name.rpartition(".")[2]: value for name, value in config["Labels"].items()}
+    assert labels["title"] == "tuner"
+    assert labels["version"] == version("tuner")
     tools = "for tool in gcc make strip pip; do command -v $tool && exit 1; done; ! python -c 'import pip'"
     docker("run", "--rm", "--network", "none", "--entrypoint", "sh", built["tuner"], "-c", tools)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from installed import install
 
+import tuner
+
 
 def said(script: str, folder: Path) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
@@ -32,6 +34,14 @@ def test_what_only_some_need_is_not_imported(slow: str, tmp_path: Path) -> None:
         said(f"import sys; from tuner import StudyManager; print({slow!r} in sys.modules)", tmp_path)
         == "False"
     )
+
+
+def test_all_that_the_package_names_is_there() -> None:
+    assert {name: getattr(tuner, name).__module__ for name in tuner.__all__} == {
+        name: f"tuner.{home}" for name, home in tuner._HOMES.items()
+    } | {"CoarseToFineSampler": "tuner.samplers.coarse_to_fine"}
+    with pytest.raises(AttributeError, match="'tuner' has no attribute 'Study'"):
+        _ = tuner.Study
 
 
 def test_one_thread_holds_for_all_that_a_sampler_loads_later(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engine import NAME, ROOT, Engine, NoEngineError, engine, images
+from engine import NAME, ROOT, Engine, FailedError, NoEngineError, engine, images
 from installed import install
 from postgresql import absent
 from stack import Stack
@@ -77,6 +77,6 @@ def _remove_all(running: Engine) -> None:
         ("volume", ("volume", "ls")),
     ):
         found = running(*listed, "--quiet", "--filter", mine).split()
-        with contextlib.suppress(subprocess.CalledProcessError):
+        with contextlib.suppress(FailedError):
             if found:
                 running(what, "rm", *(["--force"] if what != "network" else []), *found)

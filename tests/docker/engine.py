@@ -30,7 +30,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-__all__ = ["NAME", "Engine", "NoEngineError", "engine", "images"]
+__all__ = ["NAME", "ROOT", "Engine", "FailedError", "NoEngineError", "engine", "images"]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -56,12 +56,16 @@ KEPT_HOURS = 7 * 24
 
 CLONE_NEWNET = 0x40000000
 
-SOURCES = ("docker", ".dockerignore", "pyproject.toml", "README.md", "tuner", "objectives", "studies")
+SOURCES = ("docker", ".dockerignore", "pyproject.toml", "tuner", "objectives", "studies")
 """What the image under test is made of."""
 
 
 class NoEngineError(Exception):
     """There is no engine, and none can be had; the text says what is missing."""
+
+
+class FailedError(Exception):
+    """A command failed; the text has the end of what it said."""
 
 
 class Engine:
@@ -84,7 +88,7 @@ class Engine:
         return self._process is not None
 
     def __call__(self, *arguments: str, check: bool = True, timeout: float = 300) -> str:
-        """What `docker` prints on standard output; its last lines of standard error in the exception."""
+        """What `docker` prints on standard output."""
         return self.run("docker", *arguments, check=check, timeout=timeout)
 
     def compose(self, *arguments: str, env: Mapping[str, str], timeout: float = 300) -> str:
@@ -94,7 +98,11 @@ class Engine:
     def run(
         self, *command: str, check: bool = True, timeout: float = 300, env: Mapping[str, str] | None = None
     ) -> str:
-        """What a command prints, with the engine in its environment."""
+        """What a command prints, with the engine in its environment.
+
+        Raises:
+            FailedError: it ends with another code than 0, and that is checked.
+        """
         done = subprocess.run(
             command,
             env={**self.environment, **(env or {})},
@@ -104,9 +112,8 @@ class Engine:
             check=False,
         )
         if check and done.returncode:
-            raise subprocess.CalledProcessError(
-                done.returncode, command, done.stdout[-2000:], done.stderr[-2000:]
-            )
+            said = f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}".strip()
+            raise FailedError(f"{' '.join(command)} ended with {done.returncode}: {said}")
         return done.stdout.strip()
 
     def has(self, image: str) -> bool:
@@ -195,17 +202,19 @@ def _drop_old(build: Engine, kept: set[str]) -> None:
         build("image", "prune", "--force", "--filter", f"until={KEPT_HOURS}h", check=False)
 
 
+_BESIDE = {"__pycache__", "secrets", "kubernetes", "observability", ".yaml", ".md"}
+"""Folders and kinds of files that are not in the image, or change nothing in it."""
+
+
 def _digest(*paths: str) -> str:
     """Of the content of files and folders of the repository, secrets left out."""
     found = hashlib.sha256()
     for path in paths:
         top = ROOT / path
         for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            hidden = {"__pycache__", "secrets", "kubernetes"} & set(file.parts)
-            if (file.is_file() and not hidden and file.suffix not in (".md", ".yaml")) or file == top:
-                found.update(
-                    str(file.relative_to(ROOT)).encode() + (file.read_bytes() if file.is_file() else b"")
-                )
+            name = file.relative_to(ROOT)
+            if file.is_file() and not _BESIDE & {*name.parts[:-1], file.suffix}:
+                found.update(str(name).encode() + file.read_bytes())
     return found.hexdigest()[:12]
 
 

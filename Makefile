@@ -1,29 +1,33 @@
-# make demo | make test | make check | make test-docker | make docs | make pictures | make bench | make bench-samplers | make serve | make dashboard | make clean
+# make demo | make test | make check | make test-docker | make docs | make evidence | make pictures | make bench | make bench-samplers | make serve | make dashboard | make clean
 # Everything a target needs is set up by itself, in .venv; only Python >= 3.11 and make must be there.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check test-docker docs pictures bench bench-samplers serve dashboard help clean
+.PHONY: demo test check test-docker docs evidence pictures bench bench-samplers serve dashboard help clean
 
 demo: $(VENV)/installed  ## compare four samplers on real digits: tuner.db, report/index.html
 	$(BIN)/tuner compare digits
 
 test: $(VENV)/installed-test check  ## set up, check and test everything
 
+# three tests at once on two cores, as some of them wait
 check: $(VENV)/installed-test  ## ruff, format, types, layers, tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(or $(JOBS),3) --dist worksteal  # on two cores: some tests wait
+	$(BIN)/pytest -n $(or $(JOBS),3) --dist worksteal
 
 test-docker: $(VENV)/installed-test  ## image, containers and accidents, on a real Docker engine
 	$(BIN)/pytest tests/docker
 
 docs: $(VENV)/installed-test  ## write the generated parts of the documentation anew
 	UPDATE_DOCS=1 $(BIN)/pytest -q tests/test_docs.py -k fields
+
+evidence: $(VENV)/installed  ## put the claims of studies/claims to the test: studies/README.md; goes on where it stopped
+	$(BIN)/tuner evidence
 
 pictures: $(VENV)/installed-test  ## the README's pictures, of the demo's own run (needs Chromium)
 	$(BIN)/python tests/browser/pictures.py --storage sqlite:///tuner.db --report report --out docs/images

@@ -54,9 +54,71 @@ def test_compare_then_look_at_it(tuner: Tuner, tmp_path: Path) -> None:
     assert "best value" in out
     assert "x1" in out
 
-    assert tuner("archive", "small.sobol.seed-0")[0] == 0
+    code, out, _ = tuner("archive", "small.sobol.seed-0")
+    assert (code, out.split(":")[0]) == (0, "small.sobol.seed-0 is archived")
     assert "small.sobol.seed-0" not in tuner("studies")[1]
     assert "small.sobol.seed-0" in tuner("studies", "--archived")[1]
+
+
+def test_a_study_is_paused_and_resumed_wherever_it_runs(tuner: Tuner) -> None:
+    assert tuner("try", "small.toml", "x0=1")[0] == 0
+    states = []
+    for verb in ("pause", "resume", "stop"):
+        code, out, err = tuner(verb, "small")
+        assert (code, err) == (0, "")
+        (summary,) = json.loads(tuner("studies", "--format", "json")[1])
+        assert out.startswith(f"small is {summary['state']}: ")
+        states.append(summary["state"])
+    assert states == ["paused", "open", "stopped"]
+    assert re.search(r"small +stopped +branin", tuner("studies")[1])
+    code, _, err = tuner("run", "small.toml", "--workers", "1")
+    assert code == 1
+    assert "small is stopped: it hands out no trials" in err
+    assert err.endswith("then run again: tuner resume small)\n")
+    assert tuner("resume", "small")[0] == 0
+    assert tuner("run", "small.toml", "--workers", "1")[0] == 0
+    for verb in ("pause", "resume", "stop", "archive"):
+        code, _, err = tuner(verb, "smal")
+        assert code == 2
+        assert err.startswith("error: no study is named 'smal' in sqlite:///tuner.db (did you mean 'small'?)")
+
+
+def test_a_comparison_is_repeated_from_its_results(tuner: Tuner, tmp_path: Path) -> None:
+    assert tuner("compare", "small.toml", "--workers", "1", "--png", "figures")[0] == 0
+    assert (tmp_path / "figures" / "small-finals.png").exists()
+    code, out, _ = tuner("compare", "--repeat", "report/results.json", "--workers", "1")
+    assert code == 0
+    assert "All numbers are the same, to the last bit." in out
+    assert (tmp_path / "repeat-small.db").exists()
+    code, _, err = tuner("compare", "--repeat", "report/results.json")
+    assert code == 2
+    assert "small is finished in this database already" in err
+    results = json.loads((tmp_path / "report" / "results.json").read_text())
+    results["runs"][0]["best"][0] += 1e-9
+    results["made"]["versions"]["numpy"] = "1.0"
+    (tmp_path / "other.json").write_text(json.dumps(results))
+    code, _, err = tuner("compare", "--repeat", "other.json", "--storage", "sqlite:///third.db")
+    assert code == 1
+    assert "runs[0].best[0]: " in err
+    assert "numpy was 1.0, is " in err
+    assert err.endswith("error: the numbers are not the same\n")
+
+
+def test_several_studies_are_problems_for_the_same_arms(tuner: Tuner, tmp_path: Path) -> None:
+    (tmp_path / "other.toml").write_text(STUDY.replace('"small"', '"other"').replace("branin", "ackley"))
+    code, out, _ = tuner("compare", "small.toml", "other.toml", "--workers", "1", "--out", "both")
+    assert code == 0
+    assert "over 2 problems" in out
+    for path in ("index.html", "results.json", "small/index.html", "other/results.json"):
+        assert (tmp_path / "both" / path).exists()
+    (tmp_path / "odd.toml").write_text(
+        STUDY.replace('"small"', '"odd"').replace('name = "sobol", s', 'name = "x", s')
+    )
+    code, _, err = tuner("compare", "small.toml", "odd.toml")
+    assert (code, err) == (
+        2,
+        "error: problems need the same arms; small has random, sobol, odd has random, x\n",
+    )
 
 
 def test_run_takes_the_storage_from_the_environment(
@@ -137,6 +199,9 @@ BAD = [
     (["compare", "small.toml", "--out", "small.toml"], "--out small.toml: File exists"),
     (["compare", "small.toml", "--seeds", "20000"], "seeds must lie in 1 … 10000; got 20000"),
     (["run", "deep.toml"], "deep.toml: not valid TOML"),
+    (["compare"], "give studies to compare, or --repeat and a results.json"),
+    (["compare", "small.toml", "--repeat", "x.json"], "give studies to compare, or --repeat"),
+    (["compare", "--repeat", "x.json"], "x.json: there is no such file"),
     (
         ["objectives", "digit"],
         "no objective is named 'digit' (did you mean 'digits'?); installed are: ackley",
@@ -245,6 +310,12 @@ def contents(database: Path) -> list[Any]:
     return found
 
 
+def repeatable(results: Path) -> bytes:
+    """The bytes of a results.json before the part that tells when and where it was made, which is its last."""
+    text = results.read_bytes()
+    return text[: text.index(b'\n "made": {')]
+
+
 def interrupt(process: Program, how: str) -> None:
     """Stop the command and wait for its end."""
     if how == "SIGKILL to the parent":
@@ -259,8 +330,9 @@ def interrupt(process: Program, how: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    found = {}
+    found, reports = {}, {}
     for folder, interruptions in (
         ("undisturbed", {}),
         ("interrupted", {8: "SIGKILL to all", 20: "Ctrl-C", 32: "SIGKILL to the parent"}),
@@ -278,9 +350,12 @@ def test_what_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(tmp_pat
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         found[folder] = contents(database)
+        reports[folder] = repeatable(tmp_path / folder / "report" / "results.json")
     assert len(found["interrupted"]) == 6 * 9  # every arm and seed has its exact budget
     assert all(state in (TrialState.COMPLETE, TrialState.PRUNED) for _, _, state, *_ in found["interrupted"])
     assert found["interrupted"] == found["undisturbed"]  # the same numbers, whatever was interrupted
+    assert reports["interrupted"] == reports["undisturbed"]
+    assert b'"test_loss"' in reports["interrupted"]
 
 
 def test_dashboard_serves_the_database(tmp_path: Path) -> None:

@@ -154,3 +154,47 @@ def test_read_from_studies_with_pruned_and_failed_trials() -> None:
 
     with pytest.raises(NotFoundError, match="has not been begun"):
         read_comparison(definition(1), nothing)
+
+
+# --------------------------------------------------------------------------------------------- how often it errs
+
+
+def verdicts(arms: int, seeds: int, *, lead: float = 0.0, times: int = 400) -> list[ComparisonResult]:
+    """Comparisons of arms that differ in nothing, or whose first is ahead; seeds have effects of their own."""
+    rng = np.random.default_rng(arms * 100 + seeds)
+    luck = 3 * rng.normal(size=(times, 1, seeds))  # shared by all arms, as data and initial weights are
+    values = np.exp((luck + rng.normal(size=(times, arms, seeds))) / 2)
+    values[:, 0] *= np.exp(-lead / 2)
+    return [result(dict(zip("abcdef", finals.tolist(), strict=False))) for finals in values]
+
+
+def claims(found: ComparisonResult) -> bool:
+    """Whether the verdict says that any arm is better than another."""
+    claimed = any(found.beats(first, second) for first in found.arms for second in found.arms)
+    words = " is best " in found.verdict or " beats " in found.verdict
+    assert claimed or not words  # nothing is said that the tests do not say
+    assert found.winner is None or words
+    return claimed
+
+
+@pytest.mark.parametrize(("arms", "seeds"), [(2, 10), (2, 20), (3, 10), (4, 20)])
+def test_where_nothing_differs_a_difference_is_claimed_in_five_of_a_hundred_comparisons(
+    arms: int, seeds: int
+) -> None:
+    rate = np.mean([claims(found) for found in verdicts(arms, seeds)])
+    assert 0.03 <= rate <= 0.07
+
+
+def test_a_known_difference_is_found() -> None:
+    assert np.mean([found.winner == "a" for found in verdicts(2, 20, lead=1.6, times=200)]) > 0.9
+    assert np.mean([found.winner == "a" for found in verdicts(4, 20, lead=2.0, times=200)]) > 0.9
+    assert not any(found.winner not in (None, "a") for found in verdicts(4, 20, lead=2.0, times=200))
+
+
+def test_an_arm_that_is_significantly_worse_does_not_win_by_its_mean_rank() -> None:
+    # better in 7 of 12 seeds by a little, worse in 5 by much: a better mean rank, a worse signed-rank sum
+    gains = np.array([-0.01] * 7 + [5.0, 6.0, 7.0, 8.0, 9.0])
+    found = result({"a": list(10 + gains), "b": [10.0] * 12})
+    assert found.ranking[0] == "a"
+    assert not found.beats("a", "b")
+    assert found.winner is None

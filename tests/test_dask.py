@@ -18,7 +18,6 @@ import distributed
 import pytest
 from optuna.trial import TrialState
 
-import tuner.caviar
 import tuner.executors
 from objectives.epoch import Epoch, Epochs, Hyperparameter, Seed
 from tuner import StudyDefinition, StudyManager, TunerError
@@ -174,7 +173,7 @@ def test_a_cluster_whose_workers_all_die_ends_the_run_in_words(
     sqlite_url: str, scheduler: str, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuner.executors, "EMPTY_SECONDS", 1.0)
-    monkeypatch.setattr(tuner.caviar, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(tuner.executors, "CHECK_SECONDS", 0.2)
     monkeypatch.setattr(tuner.executors, "LEAVE_SECONDS", 0.2)
     with (
         StudyManager(sqlite_url) as manager,

@@ -132,3 +132,24 @@ def test_ctrl_c_at_the_end_leaves_the_terminal_in_order(monkeypatch: pytest.Monk
         monkeypatch.setattr(display._watcher, "join", press_ctrl_c)
     assert not display._bars.live.is_started
     assert logging.getLogger("tuner").handlers == handlers
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_ranking_so_far_is_shown(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    monkeypatch.setattr(tuner.progress, "PLAIN_SECONDS", 0.01)
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=100)
+    asked = threading.Event()
+
+    def working(names: Sequence[str]) -> list[Working]:
+        if display._ranks:
+            asked.set()
+        return []
+
+    with RunDisplay(console, [("a", definition("s.a")), ("b", definition("s.b"))], [], working) as display:
+        display.on_outcome(Outcome("s.a", 0, TrialState.COMPLETE, value=0.5))
+        display.on_ranks({"a": 1.75, "b": 1.25})
+        assert terminal or asked.wait(20)
+        time.sleep(0.1)
+    assert "best 0.5, mean rank 1.75" in file.getvalue()
+    assert terminal or "mean ranks b 1.25, a 1.75" in file.getvalue()

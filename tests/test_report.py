@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -17,8 +18,17 @@ import pytest
 from rich.console import Console
 
 from tuner import ComparisonDefinition, StudyManager
-from tuner.comparison import ComparisonResult, Run
-from tuner.report import LIGHT, curves_figure, finals_figure, page, terminal_table, write_report
+from tuner.comparison import ComparisonResult, Run, TestValues
+from tuner.comparison.figures import (
+    LIGHT,
+    curves_figure,
+    differences_figure,
+    finals_figure,
+    ranks_figure,
+    savings_figure,
+)
+from tuner.report import page, terminal_table, write_report
+from tuner.report.insight import best_run, importances
 
 EVIL = '</script><script>alert("1")</script><!-- & <b>x</b>'
 
@@ -85,14 +95,16 @@ def finished():
 
 
 class Reader(HTMLParser):
-    """What a browser would make of a page: elements, tables, scripts and the text outside them."""
+    """What a browser makes of a page: elements, tables (also by the title above), scripts, the text outside."""
 
     def __init__(self, text):
         super().__init__()
         self.elements = []
         self.tables = []
+        self.sections = {}
         self.scripts = []
         self.text = ""
+        self._title = ""
         self._open = []
         self.feed(text)
 
@@ -102,6 +114,9 @@ class Reader(HTMLParser):
         self._open.append(tag)
         if tag == "table":
             self.tables.append([])
+            self.sections.setdefault(self._title, self.tables[-1])
+        if tag in ("h2", "h3"):
+            self._title = ""
         if tag == "tr":
             self.tables[-1].append([])
         if tag in ("td", "th"):
@@ -119,12 +134,17 @@ class Reader(HTMLParser):
             self.scripts[-1] = (kind, text + data)
         elif "style" not in self._open:
             self.text += data
+            if self._open and self._open[-1] in ("h2", "h3"):
+                self._title += data
             if "td" in self._open or "th" in self._open:
                 self.tables[-1][-1][-1] += data
 
     @property
     def figures(self):
-        return [json.loads(text) for kind, text in self.scripts if kind == "application/json"]
+        """By the names of their places."""
+        names = [a["id"] for _, a in self.elements if a.get("class") == "plot"]
+        found = [json.loads(text) for kind, text in self.scripts if kind == "application/json"]
+        return dict(zip(names, found, strict=True))
 
 
 def read(comparison):
@@ -161,7 +181,7 @@ def test_objective_is_described():
 
 
 def test_ranking_has_every_number(finished):
-    head, first, second = read(finished).tables[0]
+    head, first, second = read(finished).sections["Ranking"]
     assert head[:2] == ["arm", "mean rank"]
     row = dict(zip(head, first, strict=True))
     low, median, high = np.quantile([0.1, 0.2, 0.15], [0.25, 0.5, 0.75], method="median_unbiased")
@@ -176,7 +196,7 @@ def test_ranking_has_every_number(finished):
 
 
 def saved(*runs, **changes):
-    head, *lines = read(result(*runs, **changes)).tables[0]
+    head, *lines = read(result(*runs, **changes)).sections["Ranking"]
     return {line[0]: line[head.index("saved")] for line in lines}
 
 
@@ -202,7 +222,7 @@ def test_saved_epochs_are_not_told_where_completed_trials_differ_in_length():
 
 
 def test_best_configuration_is_that_of_the_best_run(finished):
-    head, first, _ = read(finished).tables[1]
+    head, first, _ = read(finished).sections["Best configurations"]
     row = dict(zip(head, first, strict=True))
     assert head[2:5] == list(DOCUMENT["space"])
     assert (row["arm"], row["value"]) == ("bayes", "0.1000")
@@ -214,7 +234,7 @@ def test_best_configuration_is_that_of_the_best_run(finished):
 
 def test_method_is_told(finished):
     reader = read(finished)
-    _, _, arms, space = reader.tables
+    arms, space = reader.sections["Arms"], reader.sections["Space"]
     assert arms[1:] == [
         ["plain", "random", "median (warmup_epochs = 3)", "–"],
         ["bayes", "tpe (startup_trials = 5)", "median (warmup_epochs = 3)", f"note = {EVIL}"],
@@ -253,20 +273,112 @@ def test_nothing_to_compare_yet():
     reader = read(result(run("plain", 0, [1.0])))
     assert "Nothing to compare yet" in reader.text
     assert "Unfinished" in reader.text
-    assert reader.figures == []
+    assert reader.figures == {}
+
+
+def noisy(n=8, **changes):
+    """Eight seeds of two arms that hardly differ, though seeds do."""
+    rng = np.random.default_rng(0)
+    luck, comparison = rng.normal(size=n), {**DOCUMENT["comparison"], "seeds": n, **changes}
+    runs = [
+        run(
+            arm,
+            seed,
+            [9.0, 8.0, 7.0, luck[seed] + better + 0.05 * rng.normal()],
+            lengths=[10, 10, 10, length],
+        )
+        for arm, length, better in (("plain", 10, 0.0), ("bayes", 90, -0.03))
+        for seed in range(n)
+    ]
+    return result(*runs, comparison=comparison)
+
+
+def test_warnings_stand_beside_the_verdict():
+    text = read(noisy()).text
+    assert "Seeds differ by more than arms do" in text
+    assert "Budgets are equal in trials, not in epochs: bayes spent 960, plain 320." in text
+
+
+def test_pairs_are_told_with_intervals_and_effects():
+    comparison = noisy()
+    head, line = read(comparison).sections["Who beats whom"]
+    row, [pair] = dict(zip(head, line, strict=True)), comparison.pairs
+    assert row["first − second"] == " − ".join(comparison.ranking)
+    numbers = [float(n.replace("−", "-")) for n in re.findall(r"[−\d.]+", row["median difference"])]
+    assert numbers == pytest.approx(
+        [pair.difference.value, pair.difference.low, pair.difference.high], rel=0.06
+    )
+    assert row["Â"] == f"{pair.effect:.2f}"
+    assert row["seeds to settle it"] == f"{pair.seeds_needed:,}"
+
+
+def test_test_values_are_means_of_fresh_trainings(finished):
+    assert "On test data" not in read(finished).sections
+    tests = {"plain": (0.5, 0.7), "bayes": (0.2, 0.4)}
+    runs = [
+        dataclasses.replace(r, test=TestValues(2, {"test_loss": tests[r.arm], "test_error": (0.0, math.nan)}))
+        for r in finished.runs
+    ]
+    head, first, _ = read(ComparisonResult(finished.definition, tuple(runs))).sections["On test data"]
+    assert dict(zip(head, first, strict=True)) == {
+        "arm": "bayes",
+        "best dev value": "0.1500 [0.108, 0.192]",
+        "test_loss": "0.3000 [0.300, 0.300]",
+        "test_error": "3 of 3 failed",
+    }
+
+
+def test_targets_are_told_with_what_they_took(finished):
+    comparison = {**DOCUMENT["comparison"], "targets": [0.5]}
+    lines = read(ComparisonResult(definition(comparison=comparison), finished.runs)).sections[
+        "Time to targets"
+    ]
+    assert lines[1:] == [
+        ["0.5000: bayes", "3 of 3", "2.00", "20.0", "0.750"],
+        ["0.5000: plain", "3 of 3", "4.00", "40.0", "1.50"],
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
+
+
+def test_ranks_carry_nemenyis_critical_difference(finished):
+    figure = ranks_figure(finished)
+    assert [(trace["x"], trace["y"]) for trace in figure["data"]] == [([1.0], ["bayes"]), ([2.0], ["plain"])]
+    half = 1.960 * math.sqrt(2 * 3 / (6 * 3)) / 2
+    assert [trace["error_x"]["array"] for trace in figure["data"]] == [[pytest.approx(half, rel=1e-3)]] * 2
+
+
+def test_differences_are_drawn_for_each_seed_with_their_interval():
+    comparison = noisy()
+    seeds, interval = differences_figure(comparison)["data"]
+    [pair] = comparison.pairs
+    first, second = (comparison.finals[comparison.arms.index(arm)] for arm in (pair.first, pair.second))
+    assert seeds["x"] == pytest.approx((first - second).tolist())
+    assert interval["x"] == [pair.difference.value]
+    ends = interval["x"][0] + np.array(
+        [-interval["error_x"]["arrayminus"][0], interval["error_x"]["array"][0]]
+    )
+    assert ends == pytest.approx([pair.difference.low, pair.difference.high])
 
 
 def medians(figure):
     return {trace["name"]: trace for trace in figure["data"] if "name" in trace and trace["mode"] == "lines"}
 
 
-def test_curves_are_medians_with_quartiles(finished):
-    figure = curves_figure(finished)
-    low, high, median = figure["data"][:3]
-    values = np.array(BAYES)
+def seeds_of(values, n):
+    """A comparison with these values for one arm, and worse ones for the other, over n seeds."""
+    runs = [run(arm, seed, [v + worse for v in values[seed]]) for arm, worse in ARMS for seed in range(n)]
+    comparison = {**DOCUMENT["comparison"], "seeds": n}
+    return result(*runs, comparison=comparison)
+
+
+ARMS = (("plain", 1.0), ("bayes", 0.0))
+
+
+def test_curves_are_medians_with_quartiles():
+    values = np.random.default_rng(0).uniform(size=(6, 4)).cumsum(axis=1)[:, ::-1]
+    low, high, median = curves_figure(seeds_of(values.tolist(), 6))["data"][:3]
     assert median["name"] == "bayes"
     assert median["x"] == [1, 2, 3, 4]
     assert median["y"] == pytest.approx(np.median(values, axis=0))
@@ -277,19 +389,29 @@ def test_curves_are_medians_with_quartiles(finished):
     )  # the legend toggles them together
 
 
+def test_few_seeds_are_drawn_one_by_one(finished):
+    runs, median, *_ = curves_figure(finished)["data"]
+    assert median["name"] == "bayes"
+    assert median["y"] == pytest.approx(np.median(BAYES, axis=0))
+    assert runs["y"] == [*BAYES[0], None, *BAYES[1], None, *BAYES[2], None]
+    assert runs["x"] == [1, 2, 3, 4, None] * 3
+    assert "fill" not in runs
+    assert runs["legendgroup"] == median["legendgroup"]
+
+
 def test_curves_against_epochs(finished):
     assert medians(curves_figure(finished, "epochs"))["plain"]["x"][-1] == 40
-    assert len(read(finished).figures) == 3
+    assert "best-by-epochs" in read(finished).figures
 
 
 def test_epochs_are_left_out_where_they_are_trials():
     runs = [run(arm, 0, [2.0, 1.0], lengths=[1, 1]) for arm in ("plain", "bayes")]
-    assert len(read(result(*runs)).figures) == 2
+    assert "best-by-epochs" not in read(result(*runs)).figures
 
 
 def test_epochs_are_left_out_where_there_are_none():
     runs = [run(arm, 0, [2.0, 1.0], lengths=[0, 0]) for arm in ("plain", "bayes")]
-    assert len(read(result(*runs)).figures) == 2
+    assert "best-by-epochs" not in read(result(*runs)).figures
 
 
 @pytest.mark.parametrize(("direction", "worst"), [("minimize", math.inf), ("maximize", -math.inf)])
@@ -313,8 +435,10 @@ def test_runs_without_a_completed_trial_are_not_drawn():
     reader = read(result(*runs))
     assert "Not drawn: 3 runs without a completed trial." in reader.text
     assert reader.tables[0][2][2] == "– [–, –]"
-    assert len(reader.tables[1]) == 2  # the title and the one arm that has a best configuration
-    assert list(medians(reader.figures[0])) == ["bayes"]
+    assert (
+        len(reader.sections["Best configurations"]) == 2
+    )  # the title and the one arm that has a best configuration
+    assert list(medians(reader.figures["best-by-trials"])) == ["bayes"]
 
 
 def test_nothing_completed_anywhere():
@@ -371,12 +495,18 @@ def test_axis_shows_all_medians_and_the_best_quartile(finished):
     figure = curves_figure(finished)
     low, high = figure["layout"]["yaxis"]["range"]
     shown = [v for trace in medians(figure).values() for v in trace["y"]]
-    assert low < min(v for trace in figure["data"] for v in trace["y"])
+    assert low < min(v for trace in figure["data"] for v in trace["y"] if v is not None)
     assert max(shown) < high
 
 
 def test_figures_are_plotlys(finished):
-    for figure in (curves_figure(finished), curves_figure(finished, "epochs"), finals_figure(finished)):
+    more = (ranks_figure(finished), differences_figure(finished))
+    for figure in (
+        curves_figure(finished),
+        curves_figure(finished, "epochs"),
+        finals_figure(finished),
+        *more,
+    ):
         assert go.Figure(figure).to_dict()["data"]  # it refuses names and values that Plotly does not know
 
 
@@ -400,7 +530,8 @@ def test_many_arms_can_be_told_apart():
 def test_no_text_breaks_out(finished):
     runs = [dataclasses.replace(r, study=EVIL, best_params={EVIL: EVIL}) for r in finished.runs]
     reader = read(ComparisonResult(definition(objective=EVIL), tuple(runs)))
-    assert [kind for kind, _ in reader.scripts] == ["application/json"] * 3 + [None] * 2
+    kinds = [kind for kind, _ in reader.scripts]
+    assert kinds == ["application/json"] * len(reader.figures) + [None] * 2
     assert not [tag for tag, _ in reader.elements if tag == "b"]
     assert reader.text.count(EVIL) == 8  # objective, best trials (5), arm, space
 
@@ -456,9 +587,9 @@ def test_files(finished, tmp_path):
     path = write_report(finished, tmp_path / "deep" / "report")
     assert path == tmp_path / "deep" / "report" / "index.html"
     assert finished.verdict in path.read_text(encoding="utf-8")
-    assert sorted(p.name for p in path.parent.iterdir()) == ["index.html", "results.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["index.html", "results.json", "trials.csv"]
     results = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
-    assert results == json.loads(json.dumps(finished.to_dict()))
+    assert results == json.loads(finished.to_json()) | {"made": results["made"]}
 
 
 def test_files_can_be_read_by_others(finished, tmp_path):
@@ -490,7 +621,11 @@ def test_report_is_replaced_as_a_whole(finished, tmp_path, monkeypatch):
         with pytest.raises(OSError, match="no space"):
             write_report(result(run("plain", 0, [1.0])), tmp_path)
     assert path.read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["index.html", "results.json"]  # no draft is left
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "index.html",
+        "results.json",
+        "trials.csv",
+    ]  # no draft is left
 
 
 # ------------------------------------------------------------------------------------------------------------ terminal
@@ -538,8 +673,86 @@ def test_report_of_a_real_comparison(tmp_path):
     reader = Reader(write_report(comparison, tmp_path / "report").read_text(encoding="utf-8"))
     assert comparison.verdict in reader.text
     assert "Unfinished" not in reader.text
-    assert [line[0] for line in reader.tables[0][1:]] == comparison.ranking
-    row = reader.tables[1][1]
+    assert [line[0] for line in reader.sections["Ranking"][1:]] == comparison.ranking
+    row = reader.sections["Best configurations"][1]
     trial = manager.load(row[-2]).trials[int(row[-1])]
     assert float(row[2].replace("−", "-")) == pytest.approx(trial.params["x0"], rel=1e-3)
     assert float(row[1]) == pytest.approx(trial.value, rel=1e-3)
+
+
+def test_report_of_a_real_training_tells_what_its_trials_say(tmp_path):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    document = {
+        "name": "trained",
+        "objective": "digits-few",
+        "budget": {"trials": 26},
+        "fixed": {"epochs": 3},
+        "space": {
+            "learning_rate": {"low": 1e-4, "high": 1.0, "scale": "log", "priority": 1},
+            "momentum": {"low": 0.5, "high": 0.999, "scale": "reverse_log"},
+        },
+        "comparison": {
+            "seeds": 2,
+            "test_repeats": 1,
+            "arms": [
+                {"name": "random", "sampler": {"name": "random"}, "pruner": {"name": "median"}},
+                {"name": "zoom", "sampler": {"name": "coarse-to-fine"}},
+            ],
+        },
+    }
+    with StudyManager(f"sqlite:///{tmp_path}/tuner.db") as manager:
+        comparison = manager.compare(ComparisonDefinition.parse(document), executor="threads")
+    reader = read(comparison)
+    rates, betas = reader.figures["boxes-0"], reader.figures["boxes-1"]
+    assert rates["layout"]["yaxis"]["title"]["text"] == "learning_rate"
+    assert betas["layout"]["yaxis"]["title"]["text"] == "1 − momentum"
+    run = best_run(comparison, "zoom")
+    assert rates["data"][2]["y"] == [trial.params["learning_rate"] for trial in run.trials]
+    assert betas["data"][2]["y"] == pytest.approx([1 - trial.params["momentum"] for trial in run.trials])
+    low, high = (np.array(rates["data"][i]["y"]) for i in (0, 1))
+    assert np.all(low < high)
+    assert low.min() >= 1e-4 * 0.99
+    assert high.max() <= 1.01
+    assert np.any(high / low < 50)  # it has closed in, from a factor of 10,000
+    shares = importances(comparison)
+    if shares:
+        assert all(sum(column) == pytest.approx(1) for column in zip(*shares.values(), strict=True))
+    assert {trace["name"] for trace in reader.figures["savings"]["data"]} >= {"completed", "pruned"}
+    assert go.Figure(savings_figure(comparison)).data
+    learned = {trace["name"]: trace["y"] for trace in reader.figures["learning"]["data"]}
+    best = next(t for t in run.trials if t.number == run.best_number)
+    assert learned["zoom"] == list(best.intermediate_values.values())
+    assert "bias" in reader.text
+    assert reader.sections["On test data"][0] == ["arm", "best dev value", "test_loss", "test_error"]
+
+
+def test_importance_finds_what_matters():
+    rng = np.random.default_rng(0)
+    space = {
+        "matters": {"low": 0.0, "high": 1.0, "priority": 1},
+        "idle": {"low": 0.0, "high": 1.0, "priority": 3},
+    }
+    runs = []
+    for arm in ("plain", "bayes"):
+        for seed in range(3):
+            points = rng.uniform(size=(60, 2))
+            trials = tuple(
+                optuna.trial.create_trial(
+                    value=float((point[0] - 0.5) ** 2),
+                    params={"matters": float(point[0]), "idle": float(point[1])},
+                    distributions={name: optuna.distributions.FloatDistribution(0, 1) for name in space},
+                )
+                for point in points
+            )
+            for number, trial in enumerate(trials):
+                trial.number = number
+            best = np.minimum.accumulate([trial.value for trial in trials])
+            runs.append(run(arm, seed, best, trials=trials))
+    arms = [{"name": name, "sampler": {"name": "random"}} for name in ("plain", "bayes")]
+    comparison = result(*runs, space=space, comparison={"seeds": 3, "arms": arms})
+    shares = importances(comparison)
+    assert [len(values) for values in shares.values()] == [3, 3]
+    assert min(shares["matters"]) > 0.8
+    top, bottom = read(comparison).figures["importance"]["data"]
+    assert (top["y"], bottom["y"]) == (["matters (1)"], ["idle (3)"])
+    assert top["x"] == [pytest.approx(float(np.median(shares["matters"])))]

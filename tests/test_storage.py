@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import multiprocessing
 import os
 import pickle
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from tuner.errors import StorageError
 from tuner.schema import open_storage
-from tuner.storage import Database, cached, in_turn, safe_url
+from tuner.storage import Database, Mode, cached, in_turn, safe_url
 from tuner.tables import metadata
 
 STARTS, ROUNDS = 8, 4 if os.environ.get("CHAOS") == "full" else 1
@@ -183,3 +187,99 @@ def test_passwords_are_not_shown() -> None:
     assert "secret" not in str(caught.value)
     with pytest.raises(StorageError, match="its driver is not installed"):
         open_storage("mysql+pymysql://u@h/d")
+
+
+def _connected(url: str) -> Database:
+    """A database that has been used: before, it does not know yet whether the file has a log, and is more careful."""
+    database = open_storage(url)
+    with database.transaction(Mode.READ):
+        return database
+
+
+class _Entries:
+    """A turn that tells when so many have come to it."""
+
+    def __init__(self, turn: object, wanted: int) -> None:
+        self._turn, self._wanted, self._came = turn, wanted, 0
+        self._lock, self.all_came = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._came += 1
+            if self._came == self._wanted:
+                self.all_came.set()
+        self._turn.__enter__()  # type: ignore[attr-defined]
+
+    def __exit__(self, *error: object) -> None:
+        self._turn.__exit__(*error)  # type: ignore[attr-defined]
+
+
+def test_a_durable_transaction_is_on_the_disk_when_it_ends_and_holds_no_lock_meanwhile(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, synced = _connected(sqlite_url), []
+    file = sqlite_url.removeprefix("sqlite:///")
+
+    def sync(log: str) -> None:
+        with contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # nobody has the lock
+            synced.append((log, [name for (name,) in other.execute("SELECT study_name FROM studies")]))
+
+    monkeypatch.setattr("tuner.storage._sync", sync)
+
+    def create(name: str, mode: Mode = Mode.DURABLE) -> None:
+        with database.transaction(mode) as session:
+            database.create_study(session, name, StudyDirection.MINIMIZE, {"a": 1})
+
+    create("a")
+    assert synced == [(f"{file}-wal", ["a"])]
+    create("b", Mode.RELAXED)
+    assert len(synced) == 1
+    with database.settled():
+        create("c")
+        with database.settled():
+            create("d")
+        assert len(synced) == 1
+    assert synced[1:] == [(f"{file}-wal", ["a", "b", "c", "d"])]
+    with database.settled(), database.transaction(Mode.READ):
+        pass  # what it has read may be what another has just written
+    assert len(synced) == 3
+    database.close()
+
+
+def test_threads_wait_for_the_disk_together(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = _connected(sqlite_url)
+    log, synced = database._log, []
+    turn = log._turn = _Entries(log._turn, 6)  # type: ignore[assignment]
+
+    def sync(_file: str) -> None:
+        synced.append(1)
+        assert turn.all_came.wait(30)
+
+    monkeypatch.setattr("tuner.storage._sync", sync)
+
+    def create(name: str) -> None:
+        with database.transaction() as session:
+            database.create_study(session, name, StudyDirection.MINIMIZE, {"a": 1})
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(create, "abcdef"))
+    assert len(synced) == 2, "the first for itself, the second for all that came meanwhile"
+    database.close()
+
+
+def test_a_log_that_cannot_be_written_is_no_durable_transaction(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = _connected(sqlite_url)
+
+    def sync(_file: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("tuner.storage._sync", sync)
+    with (
+        pytest.raises(StorageError, match=r"cannot be written to: Input/output error"),
+        database.transaction(),
+    ):
+        pass
+    database.close()

@@ -176,7 +176,7 @@ class AskTell:
 
     @patiently
     def _ask(self, request: _Request, chosen: Mapping[str, Any] | None) -> Lease | None:
-        with self._asking:
+        with self.ledger.database.settled(), self._asking:
             return self._ask_in_turn(request, chosen)
 
     def _ask_in_turn(self, request: _Request, chosen: Mapping[str, Any] | None) -> Lease | None:
@@ -364,6 +364,26 @@ class AskTell:
         trial = self._frozen(lease)
         with self._judging:
             self._ending.after_trial(_filter_study(self.study, trial), trial, state, values)
+        with self.ledger.database.settled():
+            self._end(lease, state, values, attrs, told=told, seconds=seconds)
+        return state
+
+    def _end(
+        self,
+        lease: Lease,
+        state: TrialState,
+        values: Sequence[float] | None,
+        attrs: Mapping[str, Any],
+        *,
+        told: Mapping[str, Any],
+        seconds: float,
+    ) -> None:
+        """End a trial with what was told, unless that was told before.
+
+        Raises:
+            LeaseLostError: its lease ended in another way.
+            ConflictError: something else was told before.
+        """
         key = (self._study_id, lease.trial_id, lease.fence)
         try:
             with self.ledger.transaction() as session:
@@ -378,7 +398,6 @@ class AskTell:
             with self.ledger.transaction(Mode.READ) as session:
                 if not self.ledger.was_told(session, *key, told):
                     raise
-        return state
 
     @patiently
     def release(self, lease: Lease) -> None:
@@ -389,14 +408,15 @@ class AskTell:
         Raises:
             LeaseLostError: the lease ended in another way.
         """
-        try:
-            with self.ledger.transaction() as session:
-                self._let_go(session, self._held(session, lease), Ending.RELEASED)
-        except LeaseLostError:
-            with self.ledger.transaction(Mode.READ) as session:
-                ending = self.ledger.ending(session, self._study_id, lease.trial_id, lease.fence)
-            if ending is not Ending.RELEASED:
-                raise
+        with self.ledger.database.settled():
+            try:
+                with self.ledger.transaction() as session:
+                    self._let_go(session, self._held(session, lease), Ending.RELEASED)
+            except LeaseLostError:
+                with self.ledger.transaction(Mode.READ) as session:
+                    ending = self.ledger.ending(session, self._study_id, lease.trial_id, lease.fence)
+                if ending is not Ending.RELEASED:
+                    raise
 
     def reap(self, *, forgive: bool = False) -> int:
         """End the leases whose owners are gone or silent, so that no trial stays RUNNING; how many there were.
@@ -805,6 +825,8 @@ class AskTell:
                 delivered = self.ledger.deliver(session, *key, last)
             elif not new:
                 delivered = self.ledger.delivered(session, *key, last)
+            if self._is_judged and self.shared:  # some of it may have been reported through another process
+                lease.values = database.reports(session, lease.trial_id)
         self._notice(spent)
         return new, _reply(delivered) or Reply(Answer.CONTINUE)
 
@@ -864,13 +886,14 @@ class AskTell:
             trial.params, trial.distributions = dict(params), dict(distributions)
         return params, distributions, held.system_attrs
 
+    @property
+    def _is_judged(self) -> bool:
+        return not isinstance(self.study.pruner, NopPruner)
+
     def _should_prune(self, lease: Lease) -> bool:
-        pruner = self.study.pruner
-        if isinstance(pruner, NopPruner):
+        if not self._is_judged:
             return False
-        if self.shared:
-            with self.ledger.transaction(Mode.READ) as session:
-                lease.values = self.ledger.database.reports(session, lease.trial_id)
+        pruner = self.study.pruner
         reads_running = isinstance(pruner, (SuccessiveHalvingPruner, HyperbandPruner))
         study = self.study if reads_running else StudyView(self.study, remembering=True)
         with self._judging:

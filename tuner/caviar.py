@@ -18,7 +18,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
+from concurrent.futures import BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol
@@ -28,39 +28,36 @@ from optuna.trial import FrozenTrial, TrialState
 from objectives.epoch import Objective
 from tuner.ask_tell import AskTell
 from tuner.errors import StorageError, TunerError
-from tuner.executors import GOES_ON, OpenPool, Pool, Where, find_executor, is_lost_worker, one_thread, submit
+from tuner.executors import (
+    FAILURES_IN_A_ROW,
+    GOES_ON,
+    Losses,
+    OpenPool,
+    Pool,
+    Where,
+    WorkerLostError,
+    ended_first,
+    find_executor,
+    one_thread,
+    result_of,
+    submit,
+    submit_greeting,
+)
 from tuner.ledger import Ledger
 from tuner.runs import Runs, short
 from tuner.storage import patiently
+from tuner.termination import Terminated, is_ending, terminations_raised
 from tuner.trial_run import Function, Outcome, run_trial
 
 __all__ = ["OpenStudy", "run_studies"]
 
 _log = logging.getLogger(__name__)
 
-FAILURES_IN_A_ROW = 5
-"""So many trials in a row that end in an exception stop the run: the next would too."""
-
-LOST_IN_A_ROW = 10
-"""So often in a row workers may die without a single trial's end."""
-
-FAILED_STARTS = 3
-"""So often, before any worker ever started, workers may die while they start: one may have been killed by chance."""
-
 LOOK_SECONDS = 0.5
 """How often a worker looks, at most, whether its run goes on."""
 
-CHECK_SECONDS = 5.0
-"""How often the parent, while there is no news, asks whether any can come."""
-
 RUNS_KEPT = 4
 """Of so many runs a worker's thread keeps the studies open: it may serve several in turn."""
-
-
-CANNOT_START = (
-    "worker processes cannot start. A script that runs studies must begin its work under "
-    "`if __name__ == '__main__':`, as every process imports it"
-)
 
 
 class OpenStudy(Protocol):
@@ -101,7 +98,7 @@ class _Worker:
         runs = Runs(ask_tell.ledger)
         if self._must_stop(runs):
             return None
-        return run_trial(ask_tell, objective, stopping=lambda: self._must_stop(runs))
+        return run_trial(ask_tell, objective, stopping=lambda: is_ending() or self._must_stop(runs))
 
     def _must_stop(self, runs: Runs) -> bool:
         now = time.monotonic()
@@ -134,10 +131,6 @@ def _run_one(run: _Run, name: str, _task: int) -> Outcome | None:
             workers.pop(next(iter(workers))).run.open_study.close()
 
 
-def _greet() -> None:
-    """The first task of a pool: that it comes back shows that workers start and find us."""
-
-
 def run_studies(
     names: Sequence[str],
     open_study: OpenStudy,
@@ -164,12 +157,14 @@ def run_studies(
         TunerError: too many trials of a study failed in a row (the text has the last reason), or workers cannot start,
             keep dying or are not there.
         KeyboardInterrupt: passed on, after the running trials were given back.
+        SystemExit: after SIGTERM, likewise, where the program does nothing else about it.
     """
     open_pool = find_executor(executor)
     turns, runs = _Turns(names, per_study), Runs(ledger)
     run = _Run(runs.begin(), open_study)
     try:
-        with one_thread():  # here too, where threads may be the workers; taken back at the end
+        # one thread here too, where threads may be the workers; taken back at the end
+        with terminations_raised(), one_thread():
             pools = _Pools(run, runs, open_pool, on_outcome)
             pools.run(turns, workers)
             while left_behind := runs.settle(turns.unstopped):
@@ -200,7 +195,7 @@ class _PoolBrokenError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Losses:
+class _LostTrials:
     """What becomes of trials whose worker processes have died."""
 
     open_study: OpenStudy
@@ -240,10 +235,6 @@ def _lost_outcome(study: str, trial: FrozenTrial) -> Outcome:
     return Outcome(study, trial.number, TrialState.FAIL, failure=reason, is_error=True)
 
 
-class _WorkerLostError(Exception):
-    """A worker died, and with it a trial; the other workers live on."""
-
-
 @dataclass(slots=True)
 class _Pools:
     """Runs studies in a pool of workers, and in a new one whenever one breaks."""
@@ -252,10 +243,7 @@ class _Pools:
     runs: Runs
     open_pool: OpenPool
     on_outcome: Callable[[Outcome], None]
-    _lost: int = 0
-    _has_started: bool = False
-    """Whether there ever was a worker: later ones that die before they begin were killed, and could start."""
-    _failed_starts: int = 0
+    _deaths: Losses = field(default_factory=Losses)
     _tasks: Iterator[int] = field(default_factory=count)
 
     def run(self, turns: _Turns, workers: int) -> None:
@@ -265,8 +253,8 @@ class _Pools:
                 self._run_pool(turns, workers)
                 return
             except _PoolBrokenError as broken:
-                self._losses.forgive(broken.studies)
-                self._count_loss()
+                self._lost_trials.forgive(broken.studies)
+                self._deaths.count()
                 turns.restart()
                 self._run_alone(turns, broken.studies)
 
@@ -282,11 +270,11 @@ class _Pools:
                 self._run_pool(alone, 1, limit=left)
                 return
             except _PoolBrokenError as broken:
-                failed = self._losses.charge(broken.studies)
-                self._count_loss()
+                failed = self._lost_trials.charge(broken.studies)
+                self._deaths.count()
                 alone.restart()
                 for outcome in failed:
-                    self._lost = 0
+                    self._deaths.reset()
                     alone.count(outcome.study, outcome)
                     self.on_outcome(outcome)
                 left -= broken.ended + len(failed)
@@ -297,30 +285,42 @@ class _Pools:
         ended = 0
         with self.open_pool(workers) as pool:
             try:
-                greeting = submit(pool, {}, "greeting", _greet)
+                greeting = submit_greeting(pool)
                 while limit is None or ended < limit:
                     while len(running) < workers and (name := turns.next()) is not None:
                         submit(pool, running, name, _run_one, self.run_, name, next(self._tasks))
                     if not running:
                         return
-                    for future in _next_done(pool, greeting, running):
+                    for future in self._ended(pool, greeting, running):
                         ended += self._take(turns, running[future], future)
-                        self._has_started = True
+                        self._deaths.started()
                         del running[future]
             except BrokenExecutor as error:
                 if not pool.is_renewable:
                     raise TunerError(f"the executor broke: {error} {GOES_ON}") from None
-                self._count_start(greeting)
+                self._deaths.count_start(greeting)
                 for future in [future for future in running if future.exception() is None]:
                     ended += self._take(turns, running.pop(future), future)
                 raise _PoolBrokenError(list(running.values()), ended) from None
-            except BaseException:
-                self._stop(pool, running)
+            except BaseException as reason:
+                self._stop(pool, running, in_a_hurry=isinstance(reason, Terminated))
                 raise
 
-    def _stop(self, pool: Pool, running: Mapping[Future[Any], str]) -> None:
+    def _ended(
+        self, pool: Pool, greeting: Future[None], running: Mapping[Future[Any], str]
+    ) -> list[Future[Outcome | None]]:
+        """Wait for news; the trials that have ended, possibly none."""
+        done = ended_first(pool, [*running, *([] if greeting.done() else [greeting])])
+        if greeting.done():
+            with contextlib.suppress(WorkerLostError):  # that is counted where it took a trial with it
+                result_of(greeting)
+        return [future for future in running if future in done]
+
+    def _stop(self, pool: Pool, running: Mapping[Future[Any], str], *, in_a_hurry: bool) -> None:
         """Let running trials be given back after their epoch; at another Ctrl-C leave them at once."""
         try:
+            if in_a_hurry:
+                pool.hurry()
             _end(self.runs, self.run_)
             _wait_for_last(pool, running)
         except KeyboardInterrupt:
@@ -329,82 +329,31 @@ class _Pools:
             if not left:
                 return
             if are_ended:
-                self._losses.forgive(left)
+                self._lost_trials.forgive(left)
                 _log.warning(
                     "left %d trials within an epoch; they will run again from their start", len(left)
                 )
             else:
                 _log.warning("left %d trials; their workers give them back at the end of an epoch", len(left))
 
-    def _count_start(self, greeting: Future[None]) -> None:
-        """A pool broke: were its workers ever there?"""
-        if greeting.exception() is None:
-            self._has_started = True
-        if not self._has_started:
-            self._failed_starts += 1
-            if self._failed_starts >= FAILED_STARTS:
-                raise TunerError(CANNOT_START)
-
     @property
-    def _losses(self) -> _Losses:
-        return _Losses(self.run_.open_study, self.runs.url)
+    def _lost_trials(self) -> _LostTrials:
+        return _LostTrials(self.run_.open_study, self.runs.url)
 
     def _take(self, turns: _Turns, name: str, future: Future[Outcome | None]) -> bool:
         """Take up what a task came back with; True if it was a trial."""
         try:
-            outcome = _result(future)
-        except _WorkerLostError:
-            self._count_loss()
+            outcome = result_of(future)
+        except WorkerLostError:
+            self._deaths.count()
             turns.lost(name)
             return False
         turns.ended(name, outcome)
         if outcome is None:
             return False
-        self._lost = 0
+        self._deaths.reset()
         self.on_outcome(outcome)
         return True
-
-    def _count_loss(self) -> None:
-        self._lost += 1
-        if self._lost >= LOST_IN_A_ROW:
-            raise TunerError(f"worker processes died {self._lost} times in a row (killed, or out of memory?)")
-
-
-def _next_done(
-    pool: Pool, greeting: Future[None], running: Iterable[Future[Outcome | None]]
-) -> list[Future[Outcome | None]]:
-    """Wait for news; the tasks that have ended, possibly none."""
-    watched: set[Future[Any]] = {*running, *([] if greeting.done() else [greeting])}
-    done = wait(watched, timeout=CHECK_SECONDS, return_when=FIRST_COMPLETED).done
-    if not done:
-        pool.check()
-    if greeting.done():
-        with contextlib.suppress(_WorkerLostError):  # that is counted where it took a trial with it
-            _result(greeting)
-    return [future for future in running if future in done]
-
-
-def _result(future: Future[Any]) -> Any:
-    """What a task returned.
-
-    Raises:
-        TunerError: it failed, or could not be brought to a worker.
-        BrokenExecutor: the executor is of no use any more.
-        _WorkerLostError: its worker died.
-    """
-    try:
-        return future.result()
-    except (TunerError, BrokenExecutor):
-        raise
-    except CancelledError:
-        raise TunerError(f"the executor dropped a trial; was it shut down? {GOES_ON}") from None
-    except Exception as error:
-        if is_lost_worker(error):
-            raise _WorkerLostError from None
-        raise TunerError(
-            f"a worker cannot be given a trial to run: {type(error).__name__}: {error} (workers need tuner installed, "
-            "and an objective given in Python must be picklable)"
-        ) from error
 
 
 def _wait_for_last(pool: Pool, running: Iterable[Future[Any]]) -> None:

@@ -1,6 +1,6 @@
 """The command line: reads settings, wires everything, maps errors to exit codes.
 
-Exit codes: 0 fine, 1 failed, 2 bad input, 130 stopped by Ctrl-C.
+Exit codes: 0 fine, 1 failed, 2 bad input, 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -25,33 +24,63 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from objectives.epoch import Epoch, Objective
 from tuner import logs
 from tuner.assignment import parse_assignments
 from tuner.catalogue import find_objective, objective_names
+from tuner.comparing import LiveReport, require_unrepeated, told_differences
+from tuner.comparison import ComparisonResult, ProblemsResult, require_problems
+from tuner.comparison.export import load_results
 from tuner.definition import ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, TunerError
+from tuner.evidence import find_claims, judged, paragraph, write_paragraph
 from tuner.executors import one_thread
 from tuner.health import ALIVE_FILE, sign_of_life
+from tuner.ledger import StudyState
 from tuner.manager import StudyManager, StudySummary
 from tuner.panda import Session
 from tuner.progress import RunDisplay
-from tuner.report import finite, terminal_table, write_report
+from tuner.report import (
+    finite,
+    pairs_table,
+    problems_table,
+    terminal_table,
+    write_pngs,
+    write_problems,
+    write_report,
+)
 from tuner.samplers import PopulationSettings
 from tuner.schema import HEAD, exists, info, open_storage, upgrade, with_password
 from tuner.secrets import read_secret
 from tuner.storage import DEFAULT_URL, cached, safe_url
+from tuner.termination import raise_at_termination
 from tuner.training import planned_epochs
 from tuner.transfer import read_document
 from tuner.trial_run import Outcome
 
 if TYPE_CHECKING:
+    from tuner.client.verbs import RemoteManager
     from tuner.service.auth import Tokens
 
 __all__ = ["app", "main"]
 
+
+class _Plainly(TyperGroup):
+    """A command whose mistakes are said in Typer's words, without those of what it checks them with."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
+
 app = typer.Typer(
+    cls=_Plainly,
     help="Compare samplers honestly on your own training, then run the best one.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -141,7 +170,34 @@ ExecutorOption = Annotated[
         help="Where trials run: `processes` or `threads` of this machine, or `dask://HOST:PORT`, a Dask scheduler.",
     ),
 ]
+ServiceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url", help="Of a service, as https://HOST[:PORT]: on its studies instead of a database's."
+    ),
+]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(envvar="TUNER_TOKEN_FILE", help="With --url: a file with a token of an operator's."),
+]
+AllowHttpOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-http",
+        envvar="TUNER_ALLOW_HTTP",
+        help="Send the token in the clear, in a network of your own.",
+    ),
+]
+CaFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="TUNER_CA_FILE", help="Trust the certificates in this file instead of the usual ones."
+    ),
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="`json` for other programs.")]
+PATIENCE = 10.0
+"""For how many seconds a person who waits wants a service to be asked again."""
+
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -158,41 +214,152 @@ def run(
     """Run one study until its budget is used up; again, and it goes on where it stopped."""
     definition = StudyDefinition.load(find_definition(study))
     manager = StudyManager(storage)
-    with _progress(manager, [("trials", definition)]) as on_outcome:
-        finished = manager.run(definition, workers=workers, executor=executor, on_outcome=on_outcome)
+    with _progress(manager, [("trials", definition)]) as display:
+        finished = manager.run(definition, workers=workers, executor=executor, on_outcome=display.on_outcome)
     _print_best(finished)
     _print_where(storage)
 
 
 @app.command(
     epilog="**Examples**\n\n`tuner compare digits`\n\n`tuner compare digits --seeds 20 --workers 8 --out digits-20`"
+    "\n\n`tuner compare digits wine spirals --out three`\n\n`tuner compare --repeat report/results.json`"
 )
 def compare(  # noqa: PLR0917 - each is an option of the command line
-    study: StudyArgument,
+    context: typer.Context,
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="TOML files, or names of some in `studies/`; several are problems for the same arms.",
+            metavar="STUDY…",
+        ),
+    ] = None,
     storage: StorageOption = DEFAULT_URL,
     workers: WorkersOption = CORES,
     executor: ExecutorOption = "processes",
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="Instead of the definition's number.")
     ] = None,
-    out_folder: Annotated[Path, typer.Option("--out", help="Where the report goes.")] = Path("report"),
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Where the report goes.", show_default="report")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", help="A folder for the figures as PNG files, for papers.")
+    ] = None,
+    repeat: Annotated[
+        Path | None,
+        typer.Option(
+            "--repeat",
+            help="A results.json: run it again, in a database of its own, and say whether all numbers are the same.",
+        ),
+    ] = None,
 ) -> None:
     """Compare arms over paired seeds, print the ranking and write a report; again, and it goes on."""
-    definition = ComparisonDefinition.load(find_definition(study))
+    if (repeat is None) == (not studies):
+        raise DefinitionError("give studies to compare, or --repeat and a results.json")
+    if repeat is not None:
+        definition, before = load_results(repeat)
+        source = context.get_parameter_source("storage")
+        if source is not None and source.name == "DEFAULT":
+            storage = f"sqlite:///repeat-{definition.name}.db"
+        folder = out_folder or Path(f"repeat-{definition.name}")
+        manager = StudyManager(storage)
+        require_unrepeated(manager, definition)
+        result = _compare(manager, definition, folder, workers, executor)
+        _print_result(result, folder, png)
+        _print_differences(before, result)
+        return
+    definitions = [ComparisonDefinition.load(find_definition(study)) for study in studies or []]
     if seeds is not None:
-        definition = definition.with_seeds(seeds)
-    try:
-        out_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # better now than after the run
-        raise DefinitionError(f"--out {out_folder}: {error.strerror}") from None
+        definitions = [definition.with_seeds(seeds) for definition in definitions]
+    folder = out_folder or Path("report")
     manager = StudyManager(storage)
-    members = [(member.arm, member.definition) for member in definition.members]
-    with _progress(manager, members) as on_outcome:
-        result = manager.compare(definition, workers=workers, executor=executor, on_outcome=on_outcome)
-    out.print(terminal_table(result))
-    out.print(result.verdict, soft_wrap=True, markup=False)
-    out.print(f"\nReport: {write_report(result, out_folder)}", soft_wrap=True, markup=False)
+    if len(definitions) == 1:
+        result = _compare(manager, definitions[0], folder, workers, executor)
+        _print_result(result, folder, png)
+    else:
+        require_problems(definitions)
+        results = []
+        for definition in definitions:
+            err.print(f"{definition.name}:", markup=False, highlight=False)
+            results.append(_compare(manager, definition, folder / definition.name, workers, executor))
+            _print_result(results[-1], folder / definition.name, png)
+        _print_problems(ProblemsResult(tuple(results)), folder)
     _print_where(storage)
+
+
+def _compare(
+    manager: StudyManager, definition: ComparisonDefinition, folder: Path, workers: int, executor: str
+) -> ComparisonResult:
+    """Run a comparison, with its report growing in the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # better now than after the run
+        raise DefinitionError(f"--out {folder}: {error.strerror}") from None
+    members = [(member.arm, member.definition) for member in definition.members]
+    with _progress(manager, members) as display, LiveReport(manager, definition, folder, display.on_ranks):
+        return manager.compare(definition, workers=workers, executor=executor, on_outcome=display.on_outcome)
+
+
+def _print_problems(result: ProblemsResult, folder: Path) -> None:
+    path = write_problems(result, folder)
+    out.print(problems_table(result))
+    out.print("")
+    out.print(result.verdict, soft_wrap=True, markup=False)
+    out.print(f"\nReport: {path}", soft_wrap=True, markup=False)
+
+
+def _print_result(result: ComparisonResult, folder: Path, png: Path | None) -> None:
+    path = write_report(result, folder)
+    out.print(terminal_table(result))
+    if result.pairs:
+        out.print("")
+        out.print(pairs_table(result))
+    out.print("")
+    out.print(result.verdict, soft_wrap=True, markup=False)
+    for warning in result.warnings:
+        out.print(warning, soft_wrap=True, markup=False, style="yellow")
+    out.print(f"\nReport: {path}", soft_wrap=True, markup=False)
+    if png is not None:
+        written = write_pngs(result, png)
+        out.print(
+            f"Figures: {len(written)} PNG files in {png}", soft_wrap=True, markup=False, highlight=False
+        )
+
+
+def _print_differences(before: Mapping[str, Any], result: ComparisonResult) -> None:
+    lines = told_differences(before, result, json.loads(result.to_json()))
+    if not lines:
+        out.print("All numbers are the same, to the last bit.")
+        return
+    for line in lines:
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
+    raise TunerError("the numbers are not the same")
+
+
+@app.command(epilog="**Examples**\n\n`tuner evidence`\n\n`tuner evidence 02 03 --workers 1`")
+def evidence(  # noqa: PLR0917 - each is an option of the command line
+    only: Annotated[
+        list[str] | None,
+        typer.Argument(help="Beginnings of claims' names; by default all.", metavar="CLAIM…"),
+    ] = None,
+    folder: Annotated[Path, typer.Option("--claims", help="Where the claims are.")] = Path("studies/claims"),
+    document: Annotated[Path, typer.Option("--document", help="Where to write what came out.")] = Path(
+        "studies/README.md"
+    ),
+    storage: StorageOption = "sqlite:///evidence.db",
+    workers: WorkersOption = CORES,
+    executor: ExecutorOption = "processes",
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the reports go.")] = Path("evidence"),
+) -> None:
+    """Put claims to the test: run each one's comparison and write what came out; again, and it goes on."""
+    claims = find_claims(folder, only or ())
+    manager = StudyManager(storage)
+    for name, definition in claims.items():
+        err.print(f"{name}: {definition.comparison.claim}", markup=False, highlight=False, soft_wrap=True)
+        result = _compare(manager, definition, out_folder / name, workers, executor)
+        write_report(result, out_folder / name)
+        write_paragraph(document, name, paragraph(name, result, folder))
+        out.print(f"{name}: {judged(result)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(
@@ -297,27 +464,17 @@ def worker(  # noqa: PLR0917 - each is an option of the command line
     ],
     study: Annotated[
         str | None,
-        typer.Option(help="Only its trials, until it is finished; by default any study's, without an end."),
+        typer.Option(
+            help="Only the trials of this study or comparison, until it is finished; by default any's, without an end."
+        ),
     ] = None,
     workers: WorkersOption = CORES,
     executor: ExecutorOption = "processes",
     idle: Annotated[
         float | None, typer.Option(min=0.0, help="End after so many seconds without a trial.")
     ] = None,
-    allow_http: Annotated[
-        bool,
-        typer.Option(
-            "--allow-http",
-            envvar="TUNER_ALLOW_HTTP",
-            help="Send the token in the clear, in a network of your own.",
-        ),
-    ] = False,
-    ca_file: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="TUNER_CA_FILE", help="Trust the certificates in this file instead of the usual ones."
-        ),
-    ] = None,
+    allow_http: AllowHttpOption = False,
+    ca_file: CaFileOption = None,
     log_level: Annotated[
         str | None,
         typer.Option(
@@ -384,20 +541,123 @@ def _outcome_line(outcome: Outcome) -> str:
 
 
 @app.command(epilog="**Example**\n\n`tuner adjust digits 12 learning_rate=0.001 momentum=0.95`")
-def adjust(
-    name: NameArgument, number: NumberArgument, values: ValuesArgument, storage: StorageOption = DEFAULT_URL
+def adjust(  # noqa: PLR0917 - each is an option of the command line
+    name: NameArgument,
+    number: NumberArgument,
+    values: ValuesArgument,
+    storage: StorageOption = DEFAULT_URL,
+    url: ServiceOption = None,
+    token_file: TokenFileOption = None,
+    allow_http: AllowHttpOption = False,
+    ca_file: CaFileOption = None,
 ) -> None:
     """Change hyperparameters of a trial that runs elsewhere, from its next report on."""
     given = parse_assignments(values)
-    _existing(storage).adjust(name, number, given)
+    with _verbs(storage, url, token_file, allow_http, ca_file) as verbs:
+        verbs.adjust(name, number, given)
     out.print(f"{name} trial {number}: {_point(given)}, from its next report on", markup=False)
 
 
-@app.command(epilog="**Example**\n\n`tuner stop digits 12`")
-def stop(name: NameArgument, number: NumberArgument, storage: StorageOption = DEFAULT_URL) -> None:
-    """End a trial that runs elsewhere, after its next report."""
-    _existing(storage).stop(name, number)
-    out.print(f"{name} trial {number} ends after its next report", markup=False)
+@app.command(
+    epilog="**Examples**\n\n`tuner stop digits`\n\n`tuner stop digits 12`\n\n"
+    "`tuner stop digits --url https://tuner.example.com --token-file operator.token`"
+)
+def stop(  # noqa: PLR0917 - each is an option of the command line
+    name: NameArgument,
+    number: Annotated[
+        int | None, typer.Argument(min=0, help="Only the trial of this number.", metavar="[NUMBER]")
+    ] = None,
+    storage: StorageOption = DEFAULT_URL,
+    url: ServiceOption = None,
+    token_file: TokenFileOption = None,
+    allow_http: AllowHttpOption = False,
+    ca_file: CaFileOption = None,
+) -> None:
+    """End a study, or one trial, that runs elsewhere: trials that run end after their next report, and none begins."""
+    with _verbs(storage, url, token_file, allow_http, ca_file) as verbs:
+        if number is None:
+            verbs.stop_study(name)
+            _print_state(name, verbs)
+        else:
+            verbs.stop(name, number)
+            out.print(f"{name} trial {number} ends after its next report", markup=False)
+
+
+@app.command(epilog="**Example**\n\n`tuner pause digits.tpe.seed-0`")
+def pause(  # noqa: PLR0917 - each is an option of the command line
+    name: NameArgument,
+    storage: StorageOption = DEFAULT_URL,
+    url: ServiceOption = None,
+    token_file: TokenFileOption = None,
+    allow_http: AllowHttpOption = False,
+    ca_file: CaFileOption = None,
+) -> None:
+    """Let no trial of a study begin, wherever its workers are, until it is resumed; those that run go on."""
+    with _verbs(storage, url, token_file, allow_http, ca_file) as verbs:
+        verbs.pause(name)
+        _print_state(name, verbs)
+
+
+@app.command(epilog="**Example**\n\n`tuner resume digits.tpe.seed-0`")
+def resume(  # noqa: PLR0917 - each is an option of the command line
+    name: NameArgument,
+    storage: StorageOption = DEFAULT_URL,
+    url: ServiceOption = None,
+    token_file: TokenFileOption = None,
+    allow_http: AllowHttpOption = False,
+    ca_file: CaFileOption = None,
+) -> None:
+    """Let trials of a study that was paused or stopped begin again."""
+    with _verbs(storage, url, token_file, allow_http, ca_file) as verbs:
+        verbs.resume(name)
+        _print_state(name, verbs)
+
+
+@app.command(
+    epilog="**Examples**\n\n`tuner archive digits.tpe.seed-0`\n\n`tuner archive digits.tpe.seed-0 --undo`"
+)
+def archive(  # noqa: PLR0917 - each is an option of the command line
+    name: NameArgument,
+    storage: StorageOption = DEFAULT_URL,
+    undo: Annotated[bool, typer.Option("--undo", help="Put it back into the list.")] = False,
+    url: ServiceOption = None,
+    token_file: TokenFileOption = None,
+    allow_http: AllowHttpOption = False,
+    ca_file: CaFileOption = None,
+) -> None:
+    """Take a study out of the list; no trial of it begins. Nothing is deleted."""
+    with _verbs(storage, url, token_file, allow_http, ca_file) as verbs:
+        verbs.archive(name, undo=undo)
+        _print_state(name, verbs)
+
+
+WHAT_IT_DOES = {
+    StudyState.OPEN: "its trials are handed out",
+    StudyState.PAUSED: "no trial begins before `tuner resume`; those that run go on",
+    StudyState.STOPPED: "no trial begins before `tuner resume`; those that run end with their next report",
+    StudyState.ARCHIVED: "it is out of the list, and no trial begins before `tuner archive --undo`",
+}
+
+
+def _print_state(name: str, verbs: StudyManager | RemoteManager) -> None:
+    state = verbs.state(name)
+    out.print(f"{name} is {state}: {WHAT_IT_DOES[state]}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _verbs(
+    storage: str, url: str | None, token_file: Path | None, allow_http: bool, ca_file: Path | None
+) -> StudyManager | RemoteManager:
+    """What to do something with studies by: the database, or the service if one is given."""
+    if url is None:
+        return _existing(storage)
+    if token_file is None:
+        raise DefinitionError("--url needs --token-file, a file with a token for that service")
+    from tuner.client import Client  # noqa: PLC0415 - HTTP, which most commands need not load
+    from tuner.client.verbs import RemoteManager  # noqa: PLC0415
+
+    certificates = None if ca_file is None else str(ca_file)
+    token = read_secret(token_file, "--token-file")
+    return RemoteManager(Client(url, token, patience=PATIENCE, allow_http=allow_http, ca_file=certificates))
 
 
 @app.command(epilog="**Example**\n\n`tuner studies --format json`")
@@ -413,7 +673,7 @@ def studies(
         return
     table = Table(box=None)
     table.add_column("study", no_wrap=True)
-    for heading in ("objective", "sampler", "trials", "pruned", "failed", "best"):
+    for heading in ("state", "objective", "sampler", "trials", "pruned", "failed", "best"):
         table.add_column(heading, overflow="ellipsis", no_wrap=True)
     for summary in summaries:
         table.add_row(*map(escape, _study_row(summary)))
@@ -428,10 +688,11 @@ def trials(
     last: Annotated[int | None, typer.Option("--last", min=1, help="Only the last so many.")] = None,
 ) -> None:
     """List a study's trials."""
-    study = _existing(storage).load(name)
-    shown = study.get_trials(deepcopy=False)[-last if last else None :]
+    manager = _existing(storage)
+    shown = manager.load(name).get_trials(deepcopy=False)[-last if last else None :]
+    kept = manager.checkpoints(name)
     if format_ is Format.JSON:
-        _print_json([_trial_dict(trial) for trial in shown])
+        _print_json([{**_trial_dict(trial), "checkpoint_epoch": kept.get(trial.number)} for trial in shown])
         return
     names = list(dict.fromkeys(parameter for trial in shown for parameter in trial.params))
     table = Table(box=None)
@@ -439,7 +700,7 @@ def trials(
         table.add_column(heading, overflow="fold", no_wrap=heading not in ("note", *names))
     for trial in shown:
         params = [_short(trial.params.get(parameter, "")) for parameter in names]
-        note = _note(trial)
+        note = _note(trial, kept.get(trial.number))
         epochs = str(len(trial.intermediate_values))
         row = [str(trial.number), trial.state.name.lower(), _short(_value(trial)), *params, epochs, note]
         table.add_row(*map(escape, row))
@@ -626,7 +887,7 @@ def token_create(
 
 @token_app.command("list", epilog="**Example**\n\n`tuner token list --format json`")
 def token_list(storage: StorageOption = DEFAULT_URL, format_: FormatOption = Format.TABLE) -> None:
-    """List the tokens. What they read is not known."""
+    """List the tokens: whose, with which role, and until when. Their texts are not kept."""
     with _tokens(storage) as tokens:
         found = [_plain(token) for token in tokens.all()]
     if format_ is Format.JSON:
@@ -650,6 +911,7 @@ def token_revoke(
     """End a token, and the log-ins made with it. A running service notices within seconds."""
     with _tokens(storage) as tokens:
         tokens.revoke(token_id)
+    err.print(f"token {token_id} is revoked", markup=False, highlight=False)
 
 
 @contextmanager
@@ -663,16 +925,6 @@ def _tokens(storage: str) -> Iterator[Tokens]:
             yield tokens
     finally:
         database.close()
-
-
-@app.command(epilog="**Example**\n\n`tuner archive digits.tpe.seed-0`")
-def archive(
-    name: NameArgument,
-    storage: StorageOption = DEFAULT_URL,
-    undo: Annotated[bool, typer.Option("--undo", help="Put it back into the list.")] = False,
-) -> None:
-    """Take a study out of the list. Nothing is deleted."""
-    _existing(storage).archive(name, undo=undo)
 
 
 @storage_app.command("info", epilog="**Example**\n\n`tuner storage info --storage sqlite:///tuner.db`")
@@ -791,7 +1043,7 @@ def _say(line: str) -> None:
 def main() -> None:
     """The console script."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    signal.signal(signal.SIGTERM, _interrupt)
+    raise_at_termination()
     try:
         app()
     except KeyboardInterrupt:
@@ -884,10 +1136,6 @@ def _point(params: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={_short(value)}" for name, value in params.items())
 
 
-def _interrupt(_signal: int, _frame: Any) -> None:
-    raise KeyboardInterrupt  # a container's stop is handled as Ctrl-C is
-
-
 def _exit(error: TunerError, code: int) -> NoReturn:
     _complain(error)
     sys.exit(code)
@@ -899,12 +1147,12 @@ def _complain(error: TunerError) -> None:
 
 
 @contextmanager
-def _progress(manager: StudyManager, members: Sequence[tuple[str, StudyDefinition]]) -> Iterator[Any]:
-    """Shows how the studies get on; yields what to call with each outcome. Ctrl-C ends the command in words."""
+def _progress(manager: StudyManager, members: Sequence[tuple[str, StudyDefinition]]) -> Iterator[RunDisplay]:
+    """Shows how the studies get on; yields what to tell of each outcome. Ctrl-C ends the command in words."""
     display = RunDisplay(err, members, manager.studies(archived=True), manager.working)
     try:
         with display:
-            yield display.on_outcome
+            yield display
     except KeyboardInterrupt:
         err.print(
             f"Stopped. Finished trials ({display.finished}) are kept; the same command goes on from there."
@@ -917,10 +1165,11 @@ def _print_where(storage: str) -> None:
     out.print(f"Dashboard: tuner dashboard{hint}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _note(trial: FrozenTrial) -> str:
+def _note(trial: FrozenTrial, kept: int | None) -> str:
     """What happened to a trial besides its training: its parameters alone would not give its value."""
     attrs = trial.user_attrs
-    notes = [str(attrs["failure"])] if "failure" in attrs else []
+    notes = [f"goes on after epoch {kept}"] if kept and trial.state is TrialState.WAITING else []
+    notes += [str(attrs["failure"])] if "failure" in attrs else []
     if attrs.get("stopped") not in (None, "pruner"):
         notes.append(f"stopped: {attrs['stopped']}")
     made = attrs.get("adjustments", [])
@@ -952,6 +1201,7 @@ def _study_row(summary: StudySummary) -> list[str]:
     of = f"/{summary.budget}" if summary.budget else ""
     return [
         summary.name,
+        summary.state.value,
         summary.objective or "",
         summary.sampler or "",
         f"{summary.finished}{of}",

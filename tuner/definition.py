@@ -238,6 +238,19 @@ class Comparison(_Document):
         default=10, description="How many; seed k of n is the definition's seed + k."
     )
     arms: Annotated[list[Arm], Field(min_length=2, max_length=64)] = Field(description="The competitors.")
+    targets: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default=[], description="Values of interest: when does each arm reach them?"
+    )
+    claim: str = Field(
+        default="", description="What the comparison is to show, in a sentence; for `tuner evidence`."
+    )
+    expected: list[str] = Field(
+        default=[], description="By that claim: the arm that is better, then those that it is better than."
+    )
+    test_repeats: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=3,
+        description="At the end each run's best point is trained so often with fresh seeds, for its test value.",
+    )
 
 
 class Member(_Document):
@@ -265,6 +278,12 @@ class ComparisonDefinition(StudyDefinition):
         for name in names:
             if names.count(name) > 1:
                 raise DefinitionError(f"arms need different names; {name!r} is there twice")
+        expected = self.comparison.expected
+        for name in expected:
+            if name not in names:
+                raise DefinitionError(f"expected names arms; there is no {name!r} among {', '.join(names)}")
+        if expected and len(set(expected)) < max(2, len(expected)):
+            raise DefinitionError(f"expected needs two or more different arms; got {', '.join(expected)}")
         for arm in self.comparison.arms:
             self._member(arm, self.seed)
         return self
@@ -286,7 +305,7 @@ class ComparisonDefinition(StudyDefinition):
         """
         if not 1 <= seeds <= MOST_SEEDS:
             raise DefinitionError(f"seeds must lie in 1 … {MOST_SEEDS}; got {seeds}")
-        comparison = Comparison(seeds=seeds, arms=self.comparison.arms)
+        comparison = self.comparison.model_copy(update={"seeds": seeds})
         return self.model_copy(update={"comparison": comparison})
 
     def check_objective(self) -> None:

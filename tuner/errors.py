@@ -9,6 +9,7 @@ __all__ = [
     "LeaseLostError",
     "MissingDependencyError",
     "NotFoundError",
+    "NotOfferedError",
     "ServiceUnavailableError",
     "StorageError",
     "StorageUnavailableError",
@@ -17,7 +18,17 @@ __all__ = [
 
 
 class TunerError(Exception):
-    """Anything this package raises on purpose. Its text is one line that a person can act on."""
+    """Anything this package raises on purpose. Its text is one line that a person can act on.
+
+    Args:
+        text: the line.
+        local: what else is said to who has the database: where it lies, what there is besides. It follows the text.
+    """
+
+    def __init__(self, text: str = "", *, local: str = "") -> None:
+        super().__init__(f"{text}{local}")
+        self.public = text
+        """What may be said to anybody who may ask."""
 
 
 class DefinitionError(TunerError, ValueError):
@@ -26,6 +37,10 @@ class DefinitionError(TunerError, ValueError):
 
 class MissingDependencyError(DefinitionError):
     """A definition asks for something whose optional dependency is not installed."""
+
+
+class NotOfferedError(DefinitionError):
+    """A function suggests what its study does not search, or not so: no trial is at fault."""
 
 
 class NotFoundError(TunerError, LookupError):

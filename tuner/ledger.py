@@ -531,7 +531,10 @@ class Ledger:
         if row is None or row.ending != Ending.TOLD:
             return False
         if row.told != json.dumps(told):
-            raise ConflictError(f"trial id {trial_id} was told {row.told} before; now {json.dumps(told)}")
+            number = self._number(session, trial_id)
+            raise ConflictError(
+                f"{number} was told {_in_words(json.loads(row.told))} before; now {_in_words(told)}"
+            )
         return True
 
     def history(self, session: Session, study_id: int, trial_id: int) -> list[dict[str, Any]]:
@@ -661,10 +664,11 @@ class Ledger:
         row = session.execute(query.where(*which)).one_or_none()
         return None if row is None else (row.epoch, row.data)
 
-    def checkpointed(self, session: Session, study_id: int) -> list[int]:
-        """The ids of the trials that have a checkpoint."""
+    def checkpointed(self, session: Session, study_id: int) -> dict[int, int]:
+        """The epochs of the checkpoints that there are, by the ids of their trials."""
         columns = _CHECKPOINTS.c
-        return list(session.scalars(sa.select(columns.trial_id).where(columns.study_id == study_id)))
+        query = sa.select(columns.trial_id, columns.epoch).where(columns.study_id == study_id)
+        return {row.trial_id: row.epoch for row in session.execute(query)}
 
     def drop_checkpoint(self, session: Session, study_id: int, trial_id: int) -> None:
         """Forget the checkpoint of a trial."""
@@ -678,11 +682,23 @@ class Ledger:
 
     def _lost(self, session: Session, key: Mapping[str, int]) -> LeaseLostError:
         """Why a lease is not open any more, in words."""
-        row = session.execute(_ENDING, key).one_or_none()
+        row, trial = session.execute(_ENDING, key).one_or_none(), self._number(session, key["trial"])
         if row is not None and row.ending is None:
-            return LeaseLostError(f"trial id {key['trial']}: {ENDED_BY_HAND}")
+            return LeaseLostError(f"{trial}: {ENDED_BY_HAND}")
         how = "there is none" if row is None else f"it ended: {row.ending}"
-        return LeaseLostError(f"lease {key['the_fence']} on trial id {key['trial']} is lost ({how})")
+        return LeaseLostError(f"lease {key['the_fence']} on {trial} is lost ({how})")
+
+    def _number(self, session: Session, trial_id: int) -> str:
+        """A trial as people know it."""
+        number = session.scalar(sa.select(_TRIAL.number).where(_TRIAL.trial_id == trial_id))
+        return "a trial that was deleted" if number is None else f"trial {number}"
+
+
+def _in_words(told: Mapping[str, Any]) -> str:
+    """What was told of a trial, as `complete with 0.5`."""
+    values = ", ".join(told["values"] or ())
+    state = str(told["state"]).lower()
+    return f"{state} with {values}" if values else state
 
 
 def _spent(row: Any) -> Spent:

@@ -9,20 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session as OpenSession
 
 from objectives.epoch import Epoch, Objective
+from tuner import noticeboard
 from tuner.adjustment import check_adjustment, login
 from tuner.ask_tell import AskTell, has_budget
 from tuner.catalogue import find_objective, missing_attributes
 from tuner.caviar import run_studies
 from tuner.comparison import ComparisonResult, read_comparison
+from tuner.comparison.runs import TEST_VALUES
 from tuner.definition import Budget, ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
 from tuner.executors import Where, find_executor
@@ -30,8 +33,9 @@ from tuner.explain import near_miss
 from tuner.ledger import ARCHIVED, COMPARISON, Ledger, Spent, StudyState
 from tuner.panda import Session
 from tuner.population import Stretch, lineage, require_whole_trainings
+from tuner.retraining import Incumbent, can_test, measure_incumbents
 from tuner.runs import Runs, Working
-from tuner.samplers import build_sampler
+from tuner.samplers import PopulationSettings, build_sampler
 from tuner.schema import absolute, open_storage
 from tuner.storage import DEFAULT_URL, Database, Mode, cached, patiently, safe_url
 from tuner.transfer import StudyDocument, dump, trials_of
@@ -50,7 +54,11 @@ COMPARISON_DOCUMENT = "tuner:comparison:"
 
 @dataclass(frozen=True, slots=True)
 class StudySummary:
-    """One line of a list of studies. `trials` counts by state; `best_value` is None before the first completed one."""
+    """One line of a list of studies.
+
+    `state` is whether it hands out trials; `trials` counts by state; `best_value` is None before the first completed
+    one.
+    """
 
     name: str
     objective: str | None
@@ -61,6 +69,7 @@ class StudySummary:
     best_value: float | None
     started: datetime | None
     archived: bool
+    state: StudyState = StudyState.OPEN
 
     @property
     def finished(self) -> int:
@@ -178,11 +187,8 @@ class StudyManager:
             MissingDependencyError: its sampler needs something that is not installed.
         """
         study = self.load(name)
-        document = study.user_attrs.get(DEFINITION)
-        if document is not None:
-            definition = StudyDefinition.model_validate(document)
-            study.sampler = build_sampler(definition.sampler, definition.context)
-            study.pruner = definition.pruner.build()
+        if (definition := definition_of(study)) is not None:
+            _equip(study, definition)
         return study
 
     @patiently
@@ -198,7 +204,8 @@ class StudyManager:
             names = [study.study_name for study in self._storage.get_all_studies()]
             longer = [other for other in names if other.startswith(f"{name}.")]
             hint = f"; there are: {', '.join(longer[:3])}, …" if longer else near_miss(name, names)
-            raise NotFoundError(f"no study is named {name!r} in {safe_url(self.url)}{hint}") from None
+            local = f" in {safe_url(self.url)}{hint}"
+            raise NotFoundError(f"no study is named {name!r}", local=local) from None
 
     def definition(self, name: str) -> StudyDefinition:
         """The definition of a study.
@@ -206,10 +213,7 @@ class StudyManager:
         Raises:
             NotFoundError: there is no such study, or it was not made from a definition.
         """
-        document = self.load(name).user_attrs.get(DEFINITION)
-        if document is None:
-            raise NotFoundError(f"study {name!r} was not made from a definition")
-        return StudyDefinition.model_validate(document)
+        return _require_definition(self.load(name))
 
     def described(self, study: str) -> StudyDefinition:
         """The definition of the study that a name means: one in the database, a file, or a name in `studies/`.
@@ -278,8 +282,10 @@ class StudyManager:
     ) -> ComparisonResult:
         """Run a comparison, arms interleaved seed by seed, and return its result; goes on where it was interrupted.
 
-        Within a study trials run one after the other, so that the result does not depend on `workers`. Arguments and
-        errors are those of `run`.
+        Within a study trials run one after the other, so that the result does not depend on `workers`. At the end the
+        best point of each run is trained anew for its test values (`test_repeats`), where the objective has test data,
+        and the result is put up on the member studies, where optuna-dashboard shows it. Arguments and errors are those
+        of `run`.
         """
         members = [member.definition for member in definition.members]
         self._run(
@@ -291,7 +297,56 @@ class StudyManager:
             on_outcome=on_outcome,
             attrs=_member_attrs(definition),
         )
-        return self.result(definition)
+        self._measure(definition, objective, workers=workers, executor=executor)
+        result = self.result(definition)
+        self.post(result)
+        return result
+
+    def post(self, result: ComparisonResult) -> None:
+        """Put a comparison's result up on its member studies, as notes and figures that optuna-dashboard shows."""
+        noticeboard.post(result, self.load)
+
+    def _measure(
+        self,
+        definition: ComparisonDefinition,
+        objective: Objective | Function | None,
+        *,
+        workers: int,
+        executor: Where | None,
+    ) -> None:
+        """Find the test values that are not there yet."""
+        repeats = definition.comparison.test_repeats
+        members = [m.definition for m in definition.members if can_test(m.definition.objective, objective)]
+        found = [incumbent for member in members if (incumbent := self._untested(member, repeats))]
+
+        def keep(incumbent: Incumbent, metrics: Sequence[Mapping[str, float] | None]) -> None:
+            document = {"trial": incumbent.number, "metrics": list(metrics)}
+            self.load(incumbent.study).set_user_attr(TEST_VALUES, document)
+
+        measure_incumbents(
+            found,
+            objective,
+            repeats,
+            workers=workers,
+            executor=executor or ("processes" if objective is None else "threads"),
+            on_tested=keep,
+        )
+
+    def _untested(self, definition: StudyDefinition, repeats: int) -> Incumbent | None:
+        """The best trial of a study, unless its test values are known, or its parameters are not how it was trained."""
+        study = self.load(definition.name)
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if not repeats or not trials or isinstance(definition.sampler, PopulationSettings):
+            return None
+        choose = min if definition.direction == "minimize" else max
+        best = choose(trials, key=lambda trial: trial.value or 0.0)  # the first of equals, as in the result
+        known = study.user_attrs.get(TEST_VALUES)
+        if best.user_attrs.get("adjustments") or (
+            known is not None and known["trial"] == best.number and len(known["metrics"]) >= repeats
+        ):
+            return None
+        params = {**definition.fixed, **best.params}
+        return Incumbent(definition.name, definition.objective, best.number, params, definition.seed)
 
     def create_comparison(self, definition: ComparisonDefinition) -> bool:
         """See that all studies of a comparison are there, for workers anywhere to run; whether it is new.
@@ -337,7 +392,7 @@ class StudyManager:
             document = self._database.study_attr(session, f"{COMPARISON_DOCUMENT}{name}")
         if document is None:
             hint = near_miss(name, self.comparison_names())
-            raise NotFoundError(f"no comparison is named {name!r} in {safe_url(self.url)}{hint}")
+            raise NotFoundError(f"no comparison is named {name!r}", local=f" in {safe_url(self.url)}{hint}")
         return ComparisonDefinition.model_validate(document)
 
     @patiently
@@ -521,7 +576,12 @@ class StudyManager:
     @patiently
     def studies(self, *, archived: bool = False) -> list[StudySummary]:
         """All studies, oldest first; archived ones only where asked for."""
-        summaries = [_summary(study, self._storage) for study in self._storage.get_all_studies()]
+        found = self._storage.get_all_studies()
+        with self._ledger.transaction(Mode.READ) as session:
+            states = [self._ledger.spent(session, study._study_id).state for study in found]
+        summaries = [
+            _summary(study, state, self._storage) for study, state in zip(found, states, strict=True)
+        ]
         return [summary for summary in summaries if archived or not summary.archived]
 
     @patiently
@@ -578,6 +638,19 @@ class StudyManager:
             return self._ledger.spent(session, study_id).state
 
     @patiently
+    def checkpoints(self, name: str) -> dict[int, int]:
+        """By number of the trial, the epoch after which its training was kept, for whoever continues it.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        study = self.load(name)
+        with self._ledger.transaction(Mode.READ) as session:
+            epochs = self._ledger.checkpointed(session, study._study_id)
+        trials = study.get_trials(deepcopy=False) if epochs else []
+        return {trial.number: epochs[trial._trial_id] for trial in trials if trial._trial_id in epochs}
+
+    @patiently
     def overdue(self) -> list[str]:
         """The names of the studies that have a trial whose lease has run out."""
         with self._ledger.transaction(Mode.READ) as session:
@@ -594,7 +667,10 @@ class StudyManager:
         Raises:
             NotFoundError: there is no such study, or it was not made from a definition.
         """
-        return AskTell(self.open(name), self.definition(name), self._ledger, shared=shared)
+        study = self.load(name)
+        definition = _require_definition(study)
+        _equip(study, definition)
+        return AskTell(study, definition, self._ledger, shared=shared)
 
     def working(self, names: Sequence[str]) -> list[Working]:
         """What workers do now in these studies, here and elsewhere: by trial, the oldest first."""
@@ -653,7 +729,8 @@ class StudyManager:
         if left:
             raise TunerError(
                 "\n".join(
-                    f"{name} is {state}: it hands out no trials (finished ones are kept; resume it, then run again)"
+                    f"{name} is {state}: it hands out no trials "
+                    f"(finished ones are kept; resume it, then run again: {_reopening(name, state)})"
                     for name, state in left.items()
                 )
             )
@@ -669,7 +746,8 @@ class StudyManager:
         except NotFoundError:
             raise ConflictError(
                 f"there is a study {definition.name!r} already that was not made from a definition; "
-                "use another name or another database"
+                "use another name",
+                local=" or another database",
             ) from None
         differing = [
             name for name in StudyDefinition.model_fields if getattr(there, name) != getattr(wanted, name)
@@ -677,8 +755,50 @@ class StudyManager:
         if differing:
             raise ConflictError(
                 f"there is a study {definition.name!r} already, with another {', '.join(differing)}; "
-                "use another name or another database"
+                "use another name",
+                local=" or another database",
             )
+
+
+class Described(Protocol):
+    """What is read of a study as a whole: Optuna's `Study` and `FrozenStudy` have it."""
+
+    @property
+    def study_name(self) -> str:
+        """Its name."""
+
+    @property
+    def directions(self) -> list[StudyDirection]:
+        """One an objective."""
+
+    @property
+    def user_attrs(self) -> dict[str, Any]:
+        """Our own among them."""
+
+    _study_id: int
+
+
+def definition_of(study: Described) -> StudyDefinition | None:
+    """The definition that a study was made from; None where it was made elsewhere.
+
+    Raises:
+        pydantic.ValidationError: somebody changed it by hand.
+    """
+    document = study.user_attrs.get(DEFINITION)
+    return None if document is None else StudyDefinition.model_validate(document)
+
+
+def _require_definition(study: Described) -> StudyDefinition:
+    definition = definition_of(study)
+    if definition is None:
+        raise NotFoundError(f"study {study.study_name!r} was not made from a definition")
+    return definition
+
+
+def _equip(study: optuna.Study, definition: StudyDefinition) -> None:
+    """Give a study its sampler and pruner."""
+    study.sampler = build_sampler(definition.sampler, definition.context)
+    study.pruner = definition.pruner.build()
 
 
 def _check_runnable(definition: StudyDefinition, objective: Objective | Function | None) -> None:
@@ -692,6 +812,11 @@ def _check_runnable(definition: StudyDefinition, objective: Objective | Function
         raise DefinitionError(f"{kind} is no objective: it has no {missing_attributes(objective)}")
     else:
         require_whole_trainings(definition, "a plain function")
+
+
+def _reopening(name: str, state: StudyState) -> str:
+    """The command that lets trials begin again."""
+    return f"tuner archive {name} --undo" if state is StudyState.ARCHIVED else f"tuner resume {name}"
 
 
 def _require_budget(definition: StudyDefinition) -> None:
@@ -763,13 +888,13 @@ class _OpenStudy:
             manager.close()
 
 
-def _summary(study: Any, storage: BaseStorage) -> StudySummary:
+def _summary(study: Any, state: StudyState, storage: BaseStorage) -> StudySummary:
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
     counts = {state.name: sum(t.state == state for t in trials) for state in TrialState}
     directions = [direction.name.lower() for direction in study.directions]
     values = [t.values[0] for t in trials if t.state == TrialState.COMPLETE and len(directions) == 1]
-    document = study.user_attrs.get(DEFINITION)
-    definition = None if document is None else StudyDefinition.model_validate(document)
+    definition = definition_of(study)
+    archived = bool(study.user_attrs.get(ARCHIVED))
     return StudySummary(
         name=study.study_name,
         objective=definition.objective if definition else None,
@@ -779,5 +904,6 @@ def _summary(study: Any, storage: BaseStorage) -> StudySummary:
         budget=definition.trials if definition else None,
         best_value=(min if directions == ["minimize"] else max)(values, default=None),
         started=min((t.datetime_start for t in trials if t.datetime_start), default=None),
-        archived=bool(study.user_attrs.get(ARCHIVED)),
+        archived=archived,
+        state=StudyState.ARCHIVED if archived else state,
     )

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
 from optuna.trial import TrialState
@@ -68,6 +68,7 @@ class RunDisplay:
             console=console,
         )
         self._bests: dict[str, float] = {}
+        self._ranks: dict[str, float] = {}
         for summary in summaries:
             if summary.name in self._group_of and summary.best_value is not None:
                 self._note_best(self._group_of[summary.name], summary.best_value)
@@ -111,12 +112,20 @@ class RunDisplay:
         if outcome.is_error:
             self._bars.say(f"{outcome.study} trial {outcome.number} failed: {outcome.failure}")
 
+    def on_ranks(self, ranks: Mapping[str, float]) -> None:
+        """The mean ranks of the groups so far."""
+        self._ranks = dict(ranks)
+        for group, task in self._tasks.items():
+            self._bars.update(task, best=self._best(group))
+
     def _note_best(self, group: str, value: float) -> None:
         choose = min if self._directions[group] == "minimize" else max
         self._bests[group] = choose(self._bests.get(group, value), value)
 
     def _best(self, group: str) -> str:
-        return f"best {self._bests[group]:.4g}" if group in self._bests else ""
+        parts = [f"best {self._bests[group]:.4g}"] if group in self._bests else []
+        parts += [f"mean rank {self._ranks[group]:.2f}"] if group in self._ranks else []
+        return ", ".join(parts)
 
     def _add_bar(
         self, group: str, members: Sequence[tuple[str, StudyDefinition]], summaries: Sequence[StudySummary]
@@ -144,8 +153,13 @@ class RunDisplay:
             if is_terminal:
                 self._bars.footer = [*self._totals(), fit(*now, console.width)]
             else:
-                totals = [f"{self.finished} trials", *self._totals()]
+                totals = [f"{self.finished} trials", *self._totals(), *self._standing()]
                 self._bars.say(", ".join([*totals, fit(*now, 10_000)]))
+
+    def _standing(self) -> list[str]:
+        """The groups by their mean rank so far, where that is known."""
+        ranks = sorted(self._ranks.items(), key=lambda item: item[1])
+        return [f"mean ranks {', '.join(f'{group} {rank:.2f}' for group, rank in ranks)}"] if ranks else []
 
     def _totals(self) -> list[str]:
         """Rate, pruned and failed in a line; nothing before the first trial has ended."""

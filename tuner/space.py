@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from optuna.distributions import (
@@ -125,7 +126,7 @@ class FloatParameter(_Parameter):
 
     def levels(self, count: int) -> list[float]:
         """At most `count` values, at the middles of `count` equal cells of the scale, ascending."""
-        return _levels(self.distribution, self.scale_name, count)
+        return list(_levels(self.distribution, self.scale_name, count))
 
 
 class IntParameter(_Parameter):
@@ -170,7 +171,7 @@ class IntParameter(_Parameter):
 
     def levels(self, count: int) -> list[int]:
         """At most `count` values, at the middles of `count` equal cells of the scale, ascending."""
-        return _levels(self.distribution, self.scale_name, count)
+        return list(_levels(self.distribution, self.scale_name, count))
 
 
 class CategoricalParameter(_Parameter):
@@ -342,11 +343,14 @@ def _decimal(value: float) -> Decimal:
     return Decimal(repr(value))
 
 
-def _levels(distribution: FloatDistribution | IntDistribution, scale: ScaleName, count: int) -> list[Any]:
+@lru_cache(maxsize=8)  # a million take seconds, and are asked for again whenever a definition is read
+def _levels(
+    distribution: FloatDistribution | IntDistribution, scale: ScaleName, count: int
+) -> tuple[Any, ...]:
     if scale == "reverse_log":
         seen = reversed_distribution(distribution)
-        return sorted({from_reversed(distribution, from_unit(seen, u)) for u in _cell_middles(count)})
-    return sorted({from_unit(distribution, unit) for unit in _cell_middles(count)})
+        return tuple(sorted({from_reversed(distribution, from_unit(seen, u)) for u in _cell_middles(count)}))
+    return tuple(sorted({from_unit(distribution, unit) for unit in _cell_middles(count)}))
 
 
 def _cell_middles(count: int) -> list[float]:

@@ -20,13 +20,14 @@ from optuna.trial import TrialState
 from objectives.epoch import Diverged, Epoch, Objective
 from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
-from tuner.errors import DefinitionError, LeaseLostError, StorageError, TunerError
+from tuner.errors import DefinitionError, LeaseLostError, NotOfferedError, StorageError, TunerError
 from tuner.explain import near_miss
 from tuner.heartbeat import heartbeat
 from tuner.population import CheckpointGoneError, Task, drop_old_checkpoints, plan
 from tuner.resumption import Keeper, Resumption, find_resumption
 from tuner.samplers.population import ENDED, ENDED_WITH
 from tuner.storage import explain, patiently
+from tuner.termination import interruptible
 from tuner.training import TrainingError, planned_epochs
 from tuner.worker_side import WorkerSide
 
@@ -48,6 +49,13 @@ class Outcome:
     failure: str | None = None
     is_error: bool = False
     """Whether it failed by an exception, rather than by numbers that diverged."""
+    error: BaseException | None = field(default=None, compare=False, repr=False)
+    """What the training raised; None where that was in another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the exception, which may not survive the way to another process."""
+        told = (self.study, self.number, self.state, self.value, self.epochs, self.failure, self.is_error)
+        return Outcome, told
 
 
 def run_trial(
@@ -174,7 +182,8 @@ class _EpochRun:
         clock = self.started
         while outcome is None:
             try:
-                epoch = self.training.advance()
+                with interruptible():
+                    epoch = self.training.advance()
             except AdjustmentRefusedError as refusal:
                 attrs = {**self.training.adjustments.attrs(), "refused": str(refusal)}
                 self.ask_tell.set_attrs(self.lease, attrs)
@@ -264,7 +273,8 @@ def _has_ended(training: AdjustableTraining) -> bool:
     if planned is not None:
         return training.epoch >= planned
     try:
-        return training.advance() is None
+        with interruptible():
+            return training.advance() is None
     except (TrainingError, AdjustmentRefusedError):
         return False
 
@@ -343,10 +353,6 @@ class _LeasedTrial(_Reporting, optuna.Trial):
         self._cached_frozen_trial.user_attrs[key] = value
 
 
-class _NotOfferedError(DefinitionError):
-    """A function suggests what its study does not search: no trial is at fault."""
-
-
 class _GivenTrial(_Reporting, optuna.trial.FixedTrial):
     """A trial whose parameters were all chosen when it was asked for, as a service does: it suggests what was given."""
 
@@ -359,11 +365,11 @@ class _GivenTrial(_Reporting, optuna.trial.FixedTrial):
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
         if name not in self._params:
             has = ", ".join(self._params) or "none"
-            raise _NotOfferedError(
+            raise NotOfferedError(
                 f"{name!r} is not among the parameters of this trial{near_miss(name, self._params)}; it has: {has}"
             )
         if distribution != self._distributions[name]:
-            raise _NotOfferedError(
+            raise NotOfferedError(
                 f"the study searches {name} in {self._distributions[name]}; the function suggests {distribution}"
             )
         return self._params[name]
@@ -383,7 +389,8 @@ def _run_function(
         trial = _GivenTrial(ask_tell, lease, stopping)
     stopped: dict[str, str] = {}
     try:
-        value: float | None = float(function(cast("optuna.Trial", trial)))
+        with interruptible():
+            value: float | None = float(function(cast("optuna.Trial", trial)))
         if value is not None and math.isnan(value):
             raise Diverged(max(1, len(lease.values)), "the value is not a number")
         state = TrialState.COMPLETE
@@ -394,7 +401,7 @@ def _run_function(
         stopped, value = trial.stopped(), lease.last_value
         is_wanted = bool(trial.reply.by) and value is not None and not math.isnan(value)
         state = TrialState.COMPLETE if is_wanted else TrialState.PRUNED
-    except (LeaseLostError, StorageError, optuna.exceptions.StorageInternalError, _NotOfferedError):
+    except (LeaseLostError, StorageError, optuna.exceptions.StorageInternalError, NotOfferedError):
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a training raises is recorded
         attrs = _attrs(lease, None, started)
@@ -420,7 +427,9 @@ def _fail(
     ask_tell: WorkerSide, lease: Lease, error: TrainingError, attrs: dict[str, Any], seconds: float
 ) -> Outcome:
     ask_tell.tell(lease, TrialState.FAIL, None, {**attrs, **error.attrs}, seconds=seconds)
-    return _outcome(ask_tell, lease, TrialState.FAIL, failure=error.failure, is_error=error.is_error)
+    return _outcome(
+        ask_tell, lease, TrialState.FAIL, failure=error.failure, is_error=error.is_error, error=error.cause
+    )
 
 
 def _outcome(ask_tell: WorkerSide, lease: Lease, state: TrialState | None, **told: Any) -> Outcome:

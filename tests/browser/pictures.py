@@ -96,7 +96,7 @@ def report(address: str) -> Show:
 
 
 def dashboard(address: str, study: str) -> Show:
-    """The dashboard's page of a study from the top to the end of the best trial, values on a log scale."""
+    """The dashboard's page of a study from the top to the end of its importances, values on a log scale."""
 
     def show(page: Page) -> int:
         number = number_of(page, address, study)
@@ -104,7 +104,7 @@ def dashboard(address: str, study: str) -> Show:
         page.wait_for_selector("#graph-hyperparameter-importances .bars path")
         page.get_by_label("Log y scale").check()
         page.wait_for_timeout(1500)  # the dashboard draws its plots one after the other
-        return bottom(page, ".MuiCard-root:has-text('Best Trial')", 16)
+        return bottom(page, ".MuiCard-root:has(#graph-hyperparameter-importances)", 16)
 
     return show
 

@@ -88,3 +88,22 @@ def test_importances_are_served(dashboard, study_id):
     [importances] = get(dashboard, f"/api/studies/{study_id}/param_importances")["param_importances"]
     assert {i["name"] for i in importances} == {"learning_rate", "momentum", "hidden_units", "activation"}
     assert sum(i["importance"] for i in importances) == pytest.approx(1)
+
+
+def test_the_note_tells_the_verdict_and_leads_to_the_siblings(show, study_id, small):
+    seen = show(f"/dashboard/studies/{study_id}/note")
+    seen.page.get_by_text(small.result.verdict).wait_for()
+    seen.page.get_by_role("link", name="coarse-to-fine").click()
+    seen.page.get_by_text("small.coarse-to-fine.seed-0").first.wait_for()
+    assert seen.errors == []
+
+
+def test_the_study_page_draws_the_comparisons_figures(show, study_id):
+    seen = show(f"/dashboard/studies/{study_id}")
+    for title in (
+        "Best value so far",
+        "Final values",
+        "Mean ranks and critical difference",
+        "Paired differences",
+    ):
+        seen.page.locator(f"text=small: {title}").first.wait_for()

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from tuner.report import DARK, LIGHT, write_report
+from tuner.comparison.figures import DARK, LIGHT
+from tuner.report import write_report
 
 pytestmark = pytest.mark.browser
 
-PLOTS = ("best-by-trials", "best-by-epochs", "final-values")
+CURVES = ("best-by-trials", "best-by-epochs")
+
+PLOTS = (*CURVES, "mean-ranks", "differences", "final-values", "savings", "boxes-0", "learning")
 
 DEVICES = {
     "desktop": {"viewport": {"width": 1200, "height": 900}},
@@ -99,13 +102,13 @@ def test_draws_every_plot_without_network_or_errors(view, report, small):
         box = view.page.locator(f"#{name}").bounding_box()
         assert box["width"] > 250
         assert box["height"] > 200
-    for name in PLOTS[:2]:  # a median line an arm, and its band
+    for name in CURVES:  # a median line an arm, and the runs of its three seeds
         drawn = view.page.eval_on_selector_all(
             f"#{name} .scatterlayer path.js-line",
             "lines => lines.filter(l => l.getTotalLength() > 50).length",
         )
-        assert drawn >= len(small.result.arms)
-        assert view.page.locator(f"#{name} .scatterlayer path.js-fill").count() == len(small.result.arms)
+        assert drawn >= 2 * len(small.result.arms)
+        assert view.page.locator(f"#{name} .scatterlayer path.js-fill").count() == 0  # bands need five seeds
     assert view.page.locator("#final-values path.point").count() == small.result.finals.size
     assert view.page.locator("#final-values path.box").count() == len(small.result.arms)
 
@@ -126,9 +129,10 @@ def test_page_and_plots_have_the_colours_of_the_scheme(view):
     [background] = colours(view.page, "body", "background-color")
     assert min(background) > 250 if view.scheme == "light" else max(background) < 40
     assert set(colours(view.page, ".dot", "background-color")) == view.arms
-    for name in PLOTS[:2]:
+    for name in CURVES:
         assert set(colours(view.page, f"#{name} .legendlines path.js-line", "stroke")) == view.arms
     assert set(colours(view.page, "#final-values path.point", "fill")) == view.arms
+    assert set(colours(view.page, "#mean-ranks .errorbar path.xerror", "stroke")) == view.arms
     texts = colours(view.page, ".plot .xtick text, .plot .legendtext, .plot .xtitle", "fill")
     assert len(texts) > 10
     for text in texts:
@@ -147,14 +151,12 @@ def test_plots_follow_when_the_scheme_changes(desktop):
     assert desktop.seen.errors == []
 
 
-def test_the_legend_switches_an_arm_with_its_band(desktop, small):
-    bands = desktop.page.locator("#best-by-trials .scatterlayer path.js-fill")
-    lines = desktop.page.locator("#best-by-trials .scatterlayer path.js-line")
-    before, arms = lines.count(), len(small.result.arms)
-    assert bands.count() == arms
+def test_the_legend_switches_an_arm_with_its_runs(desktop, small):
+    traces = desktop.page.locator("#best-by-trials .scatterlayer g.trace")
+    arms = len(small.result.arms)
+    assert traces.count() == 2 * arms
     desktop.page.locator("#best-by-trials .legendtoggle").first.click()
-    eventually(desktop.page, lambda: bands.count() == arms - 1)
-    assert lines.count() < before
+    eventually(desktop.page, lambda: traces.count() == 2 * arms - 2)
 
 
 def test_the_policy_stops_what_is_not_the_pages_own(desktop):
@@ -171,3 +173,14 @@ def test_the_policy_stops_what_is_not_the_pages_own(desktop):
     blocked = "Content Security Policy"
     eventually(desktop.page, lambda: len([e for e in desktop.seen.errors if blocked in e]) == 2)
     assert desktop.page.evaluate("window.broken") is None
+
+
+def test_a_page_of_a_running_comparison_looks_for_a_newer_one(open_page, small, tmp_path):
+    path = write_report(small.result, tmp_path, refresh=1.0)
+    seen = open_page(path.as_uri(), allowed=path.as_uri(), offline=True)
+    seen.page.wait_for_selector("#final-values path.point")
+    changed = path.read_text().replace("<h1>small</h1>", "<h1>newer</h1>").replace(' data-refresh="1"', "")
+    path.write_text(changed)
+    eventually(seen.page, lambda: seen.page.locator("h1").inner_text() == "newer")
+    assert seen.errors == []
+    seen.close()

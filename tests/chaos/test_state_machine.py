@@ -25,7 +25,7 @@ from tuner import StudyDefinition, StudyManager
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
 from tuner.definition import Budget
 from tuner.errors import ConflictError, LeaseLostError, NotFoundError
-from tuner.ledger import Command, Ending, Owner, Spent
+from tuner.ledger import Command, Ending, Owner, Spent, StudyState
 
 RUNNING, WAITING, FAIL = TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL
 MAX_ATTEMPTS = 2
@@ -78,6 +78,7 @@ class Model:
     ended: int = 0
     epochs: int = 0
     seconds: float = 0.0
+    state: StudyState = StudyState.OPEN
 
     def is_exhausted(self) -> bool:
         of_epochs = self.budget.epochs is not None and self.epochs >= self.budget.epochs
@@ -117,6 +118,8 @@ class Model:
     def ask(self, chooses: bool) -> Trial | None:
         """The trial that an ask has to hand out."""
         self.reap()
+        if self.state is not StudyState.OPEN:
+            return None
         for trial in [] if chooses else self.trials:
             if trial.state is not WAITING:
                 continue
@@ -203,6 +206,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 "budget": {name: amount for name, amount in given.items() if amount is not None},
             }
         )
+        self.name = definition.name
         first, second = self.managers
         first.create(definition)
         self.model = Model(definition.budget, self.gone)
@@ -210,9 +214,13 @@ class LedgerMachine(RuleBasedStateMachine):
         for manager, owner in ((first, "a"), (second, "b"), (first, self.gone)):
             ask_tell = manager.ask_tell(definition.name)
             ask_tell.owner, ask_tell.max_attempts = owner, MAX_ATTEMPTS
-            self.owners.append(ask_tell)
+            self.owners.append(self.through(ask_tell))
         self.handles: list[tuple[Lease, Held]] = []
         """Every lease that was ever handed out, as often as it was."""
+
+    def through(self, ask_tell: AskTell) -> AskTell:
+        """What an owner speaks to."""
+        return ask_tell
 
     def owner(self, which: int) -> AskTell:
         return self.owners[which % len(self.owners)]
@@ -228,6 +236,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def ask(self, who: int, request: str | None, x: float | None) -> None:
         ask_tell = self.owner(who)
         held = self.model.requests.get(request or "")
+        if held is not None and self.is_taken(held):
+            with pytest.raises(LeaseLostError):
+                ask_tell.ask(request)
+            return
+        if held is not None and held.ending is None:  # it is this owner's from now on
+            held.owner, held.is_expired = ask_tell.owner, False
         if held is None:
             trial = self.model.ask(x is not None)
             held = None if trial is None else self.model.grant(trial, ask_tell.owner, request)
@@ -246,6 +260,11 @@ class LedgerMachine(RuleBasedStateMachine):
         assert lease.params.items() >= trial.enqueued.items()
         assert lease.values.keys() == trial.reports.keys()
         self.handles.append((lease, held))
+
+    def is_taken(self, held: Held) -> bool:
+        """Whether the lease of a request is not its own any more; one that was told is answered as before."""
+        is_by_hand = held.ending is None and held.trial.state is not RUNNING
+        return is_by_hand or held.ending in (Ending.LOST, Ending.RELEASED)
 
     def is_lost(self, held: Held) -> bool:
         return held.ending is not None or held.trial.state is not RUNNING
@@ -386,8 +405,28 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(x=st.sampled_from([0.5, 0.75, 99.0]))
     def enqueue(self, x: float) -> None:
-        self.owners[0].study.enqueue_trial({"x": x})
+        self.put_in_line(x)
         self.model.trials.append(Trial(len(self.model.trials), WAITING, enqueued={"x": x}))
+
+    def put_in_line(self, x: float) -> None:
+        self.owners[0].study.enqueue_trial({"x": x})
+
+    @rule(state=st.sampled_from([StudyState.OPEN, StudyState.OPEN, StudyState.PAUSED, StudyState.STOPPED]))
+    def set_state(self, state: StudyState) -> None:
+        """Pause, stop or resume the study; a stop reaches every trial that runs."""
+        self.change(state)
+        self.model.state = state
+        if state is StudyState.STOPPED:
+            for held in self.model.open():
+                if held.trial.state is RUNNING:
+                    held.trial.commands.append(Command("stop", {}, "eve"))
+
+    def change(self, state: StudyState) -> None:
+        manager = self.managers[1]
+        if state is StudyState.STOPPED:
+            manager.stop_study(self.name, by="eve")
+        else:
+            (manager.resume if state is StudyState.OPEN else manager.pause)(self.name)
 
     @rule()
     def ask_by_hand(self) -> None:
@@ -432,7 +471,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if not hasattr(self, "model"):
             return
         model, ask_tell = self.model, self.owners[0]
-        wanted = Spent(model.begun, model.ended, model.epochs, model.seconds)
+        wanted = Spent(model.begun, model.ended, model.epochs, model.seconds, model.state)
         assert ask_tell.spent() == wanted
         assert model.budget.trials is None or model.begun <= model.budget.trials
         assert model.budget.epochs is None or model.epochs <= model.budget.epochs
@@ -458,6 +497,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Whatever has happened: with time, everything that was begun under a lease ends."""
         if not hasattr(self, "model"):
             return
+        self.set_state(StudyState.OPEN)
         for _ in range(MAX_ATTEMPTS + 1):
             self.let_all_leases_run_out()
             self.reap(0)

@@ -269,6 +269,50 @@ def test_a_second_ctrl_c_leaves_at_once_and_holds_nothing_against_the_trials(tmp
         process.wait()
 
 
+@pytest.mark.parametrize("to", [pytest.param("the parent", marks=pytest.mark.long), "the whole group"])
+def test_sigterm_gives_trials_back_though_an_epoch_takes_long(tmp_path: Path, to: str) -> None:
+    overdue = "import tuner.termination\ntuner.termination.GRACE_SECONDS = 0.2\n"
+    (tmp_path / "script.py").write_text(overdue + LONG_EPOCHS)
+    process = subprocess.Popen(
+        [sys.executable, "script.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with StudyManager(f"sqlite:///{tmp_path}/s.db") as manager:
+        while process.poll() is None and [w.epochs for w in manager.working(["s"])] != [1, 1]:
+            time.sleep(0.05)
+        (os.killpg if to == "the whole group" else os.kill)(process.pid, signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 143, err
+        assert "Traceback" not in err
+        assert manager.ask_tell("s").open_leases() == []
+        assert [t.state for t in manager.load("s").trials] == [TrialState.WAITING] * 2
+        lease = manager.ask_tell("s").ask()
+        assert lease is not None
+        assert lease.attempt == 1
+
+
+@pytest.mark.long
+def test_a_worker_process_that_is_told_to_end_is_replaced(sqlite_url: str) -> None:
+    """Whoever ends one process alone ends neither the run nor a trial."""
+    outcomes: list[Outcome] = []
+    told: list[int] = []
+
+    def end_one(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if not told and (held := manager.ask_tell("s").open_leases()):
+            owner = Owner.parse(held[0].owner)
+            assert owner is not None
+            os.kill(owner.pid, signal.SIGTERM)
+            told.append(owner.pid)
+
+    definition = slope(fixed={"epochs": 5, "sleep": 0.05})
+    with StudyManager(sqlite_url) as manager:
+        trials = manager.run(definition, Slope(), workers=2, executor="processes", on_outcome=end_one).trials
+    assert told
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 8
+    assert all("attempts" not in t.user_attrs for t in trials)
+    assert sorted(o.number for o in outcomes if o.state is not None) == list(range(8))
+
+
 def test_what_nobody_works_on_any_more_is_not_shown_as_running(sqlite_url: str) -> None:
     with StudyManager(sqlite_url) as manager:
         study = manager.create(slope())

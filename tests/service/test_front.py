@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import quote
@@ -20,10 +21,11 @@ from optuna.trial import TrialState
 
 from tuner.service.app import api
 from tuner.service.auth import LOGIN_SECONDS
-from tuner.service.dashboard import WRITES, is_dashboards
+from tuner.service.dashboard import WRITES
 from tuner.service.front import PUBLIC
 from tuner.service.identity import Role
 from tuner.service.pages import _local
+from tuner.service.paths import is_dashboards
 
 
 @pytest.fixture
@@ -177,6 +179,46 @@ def test_a_revoked_token_is_no_good_at_once(service: Service) -> None:
     assert holder("GET", "/v1/who").status_code == browser("GET", "/v1/who").status_code == 200
     service.tokens.revoke(service.tokens.all()[0].id)
     assert holder("GET", "/v1/who").status_code == browser("GET", "/v1/who").status_code == 401
+
+
+def test_who_is_turned_away_hears_why(service: Service) -> None:
+    token = service.tokens.create("ann", Role.VIEWER, expires_in=60)[0]
+    stale = f"tuner_{token.split('_')[1]}_{'0' * 64}"
+    service.tokens._clock = lambda: time.time() + 3600  # type: ignore[method-assign]
+
+    def said(**headers: str) -> str:
+        answer = service.anybody()("GET", "/v1/who", headers=headers)
+        assert answer.status_code == 401
+        assert "reason" not in answer.json()
+        return str(answer.json()["detail"])
+
+    assert said() == "a token is needed, in the header Authorization: Bearer …"
+    assert said(Authorization=token).startswith(
+        "the header Authorization must be there once, and read: Bearer"
+    )
+    assert re.fullmatch(
+        r"this token expired at 20\d\d-\d\d-\d\d \d\d:\d\d UTC", said(Authorization=f"Bearer {token}")
+    )
+    unknown = "this token is not known here, or was revoked"
+    # who has not the whole token hears nothing of it
+    assert said(Authorization=f"Bearer {stale}") == said(Authorization="Bearer x") == unknown
+    service.tokens.revoke(token.split("_")[1])
+    assert said(Authorization=f"Bearer {token}") == unknown
+    assert said(Cookie="tuner_login=over") == "this log-in is over; log in again"
+
+
+def test_a_browser_gets_a_page_where_there_is_none(service: Service) -> None:
+    browser = service.browser(Role.VIEWER)
+    answer = browser("GET", "/no/such/page", headers={"Accept": "text/html"})
+    assert answer.status_code == 404
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert "There is no such page." in answer.text
+    program = service.holder(Role.VIEWER)
+    assert program("GET", "/no/such/page").status_code == 404
+    assert (
+        browser("GET", "/v1/no", headers={"Accept": "text/html"}).headers["Content-Type"]
+        == "application/json"
+    )
 
 
 def test_a_web_socket_is_refused(service: Service) -> None:

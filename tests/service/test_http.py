@@ -66,6 +66,9 @@ def test_a_proxys_page_is_no_problem_document() -> None:
     calls = transport(lambda _: httpx.Response(404, text="<html>"))
     with pytest.raises(NotFoundError, match=r"^https://tuner\.example\.com answered 404 Not Found$"):
         calls.get("/v1/studies")
+    for document in ({"detail": [{"loc": ["x"], "msg": "no"}]}, ["no"], {"error": {"code": 404}}):
+        with pytest.raises(NotFoundError, match=r"com answered 404 Not Found$"):
+            transport(lambda _, document=document: httpx.Response(404, json=document)).get("/v1/studies")
     with pytest.raises(TunerError, match="no JSON"):
         transport(lambda _: httpx.Response(200, text="<html>")).get("/")
     with pytest.raises(TunerError, match=r"sends on to https://other"):
@@ -124,7 +127,7 @@ def test_the_service_says_how_long_to_wait() -> None:
     ("url", "reason"),
     [
         ("http://tuner.example.com", "in the clear"),
-        ("http://192.168.1.5:8000", "in the clear"),
+        ("http://192.168.1.5:8000", r"--allow-http \(in Python allow_http=True\)"),
         ("ftp://tuner.example.com", "https://HOST"),
         ("tuner.example.com", "https://HOST"),
         ("https://me:secret@tuner.example.com", "leave it out"),

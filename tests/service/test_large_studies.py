@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -161,3 +162,36 @@ def test_only_the_last_few_studies_are_kept(
         documents.get(study_id)
         documents.wait()
     assert dashboard.asked == ["after=0", "after=0", "after=1", "after=0"]
+
+
+def test_what_is_read_ahead_is_not_read_again(
+    database: Database, dashboard: Counting, stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.service.large_studies.LARGE", 6)
+    study, before = a_study(database), sys.getswitchinterval()
+    small = optuna.create_study(storage=database, study_name="small")
+    small.tell(small.ask(), 1.0)
+    archived = optuna.create_study(storage=database, study_name="archived")
+    archived.add_trials(study.trials)
+    archived.set_user_attr("tuner:archived", True)
+    documents = Documents(dashboard, database)
+    documents.warm()
+    assert documents.get(study._study_id) == stock(study._study_id)
+    documents.wait()
+    assert sys.getswitchinterval() == before
+    assert dashboard.asked == ["after=0", "after=6"]
+
+
+def test_what_cannot_be_read_ahead_is_read_when_it_is_asked_for(
+    database: Database, dashboard: Counting, stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, documents = a_study(database), Documents(dashboard, database)
+
+    def fail(study_id: int) -> object:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(documents, "_mark", fail)
+        documents.warm()
+        documents.wait()
+    assert documents.get(study._study_id) == stock(study._study_id)

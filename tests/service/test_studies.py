@@ -157,10 +157,10 @@ def test_a_study_of_stock_optuna_is_shown_and_not_run(service: Api, url: str) ->
     storage.engine.dispose()
 
 
-def test_importances_are_those_of_the_parameters(service: Api) -> None:
+def test_importances_are_those_of_the_parameters(service: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     space = {"x": {"low": 0.0, "high": 1.0}, "y": {"low": 0.0, "high": 1.0}}
     service.post("/v1/studies", {**STUDY, "space": space, "budget": {}}, 201)
-    assert service.get("/v1/studies/s/importances") == {"importances": {}}
+    assert service.get("/v1/studies/s/importances") == {"importances": {}, "trials": 0}
     for _ in range(2):
         run_one(service)
     assert set(service.get("/v1/studies/s/importances")["importances"]) == {"x", "y"}
@@ -168,9 +168,15 @@ def test_importances_are_those_of_the_parameters(service: Api) -> None:
         for trial in service.post("/v1/studies/s/trials:ask", {"client_id": "w", "count": 10})["trials"]:
             told = {"fence": 1, "state": "complete", "value": trial["params"]["x"] ** 2}
             service.post(f"/v1/studies/s/trials/{trial['number']}:tell", told)
-    shares = service.get("/v1/studies/s/importances")["importances"]
+    found = service.get("/v1/studies/s/importances")
+    shares = found["importances"]
+    assert found["trials"] == 42
     assert shares["x"] > 0.8
     assert sum(shares.values()) == pytest.approx(1.0)
+    monkeypatch.setattr("tuner.service.studies.MOST_FOR_IMPORTANCES", 40)
+    latest = service.get("/v1/studies/s/importances")
+    assert latest["trials"] == 40
+    assert latest["importances"] != shares
 
 
 def test_nobody_gets_anywhere_without_the_role(service: Api) -> None:
@@ -225,3 +231,74 @@ def test_what_nobody_expected_is_answered_without_details(url: str, caplog: pyte
     assert problem["type"] == "urn:tuner:internal"
     assert "division" not in str(problem)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_metrics_are_for_who_may_see_all_studies(service: Api) -> None:
+    limited = service.as_(Identity("ann", Role.ADMIN, "team-a."))
+    assert "team-a." in limited.get("/metrics", 403)["detail"]
+
+
+def test_how_a_study_stands(service: Api) -> None:
+    service.post("/v1/studies", {**STUDY, "budget": {"trials": 1}}, 201)
+
+    def standing() -> tuple[str, str, bool]:
+        found = service.get("/v1/studies/s")
+        return found["state"], found["status"], found["is_finished"]
+
+    assert standing() == ("open", "running", False)
+    service.post("/v1/studies/s:pause")
+    assert standing() == ("paused", "paused", False)
+    service.post("/v1/studies/s:resume")
+    (trial,) = service.post("/v1/studies/s/trials:ask", {"client_id": "w"})["trials"]
+    assert standing() == ("open", "running", False)
+    tell = {"fence": trial["fence"], "state": "complete", "value": 1}
+    service.post("/v1/studies/s/trials/0:tell", tell)
+    assert standing() == ("open", "finished", True)
+    service.post("/v1/studies/s:stop")
+    assert standing() == ("stopped", "finished", True)
+    service.post("/v1/studies/s:archive")
+    assert standing() == ("archived", "archived", True)
+
+
+def test_words_tell_nothing_of_the_database(service: Api) -> None:
+    service.post("/v1/studies", STUDY, 201)
+    said = [
+        service.get("/v1/studies/ss", 404),
+        service.get("/v1/comparisons/ss", 404),
+        service.post("/v1/studies", {**STUDY, "seed": 1}, 409),
+    ]
+    run_one(service, 0.5)
+    again = {"fence": 1, "state": "complete", "value": 1}
+    said.append(service.post("/v1/studies/s/trials/0:tell", again, 409))
+    said.append(service.post("/v1/studies/s/trials/0:release", {"fence": 1}, 409))
+    said.append(service.post("/v1/studies/s/trials/0:tell", {**again, "value": "nan"}, 422))
+    assert [each["detail"] for each in said] == [
+        "no study is named 'ss'",
+        "no comparison is named 'ss'",
+        "there is a study 's' already, with another seed; use another name",
+        "trial 0 was told complete with 0.5 before; now complete with 1.0",
+        "lease 1 on trial 0 is lost (it ended: told)",
+        'value: must be a finite number, "inf" or "-inf" (a trial whose value is NaN has failed); got \'nan\'',
+    ]
+
+
+def test_a_study_of_nothing_is_refused(service: Api) -> None:
+    assert "needs a space" in service.post("/v1/studies", {"name": "s"}, 422)["detail"]
+    assert service.get("/v1/studies")["studies"] == []
+
+
+def test_a_document_in_the_wrong_place_hears_of_the_right_one(service: Api) -> None:
+    arms = [{"name": name, "sampler": {"name": name}} for name in ("random", "tpe")]
+    comparison = {"name": "c", "objective": "branin", "comparison": {"seeds": 2, "arms": arms}}
+    assert "POST it to /v1/comparisons" in service.post("/v1/studies", comparison, 422)["detail"]
+    assert "POST it to /v1/studies" in service.post("/v1/comparisons", STUDY, 422)["detail"]
+
+
+def test_what_was_enqueued_shows_while_it_waits(service: Api) -> None:
+    service.post("/v1/studies", STUDY, 201)
+    waiting = service.post("/v1/studies/s/trials:enqueue", {"params": {"x": 0.25}}, 201)
+    assert waiting["params"] == {"x": 0.25}
+    run_one(service)
+    shown = service.get("/v1/studies/s/trials/0")["params"]
+    assert shown["x"] == 0.25
+    assert set(shown) == {"x", "c"}

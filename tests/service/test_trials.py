@@ -17,7 +17,7 @@ import tuner.service.desk
 from tuner import StudyDefinition, StudyManager
 from tuner.ask_tell import AskTell
 from tuner.ledger import Owner
-from tuner.service.desk import owner
+from tuner.service.desk import Desk, owner
 from tuner.service.identity import Identity, Role
 from tuner.storage import Mode
 
@@ -356,3 +356,21 @@ def test_http_costs_no_statement_of_its_own(service: Api, monkeypatch: pytest.Mo
         _statements(service, lambda: ask_tell.heartbeat(local)),
         _statements(service, ask_tell.ask),
     ]
+
+
+def test_a_study_is_opened_once_however_many_ask_for_it_first(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StudyManager(sqlite_url) as manager:
+        manager.create(StudyDefinition.parse(STUDY))
+        desk, opened, real = Desk(manager), [], manager.ask_tell
+
+        def slowly(name: str, *, shared: bool = False) -> AskTell:
+            opened.append(name)
+            time.sleep(0.05)  # the others come meanwhile
+            return real(name, shared=shared)
+
+        monkeypatch.setattr(manager, "ask_tell", slowly)
+        with ThreadPoolExecutor(8) as pool:
+            found = set(pool.map(desk.study, ["s"] * 8))
+        assert len(found) == len(opened) == 1

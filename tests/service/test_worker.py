@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import distributed
 import pytest
-from command import Program
+from command import Program, Tuner
 from installed import install
 from optuna.trial import TrialState
 from served import LossyProxy, Served, told
@@ -227,6 +228,29 @@ def test_a_worker_runs_a_comparison_as_one_process_does(tmp_path: Path, served: 
             assert remote == [told(trial) for trial in manager.load(name).trials]
 
 
+def test_a_worker_of_a_comparison_ends_with_it(served: Served) -> None:
+    arms = [{"name": name, "sampler": {"name": name}} for name in ("random", "sobol")]
+    document = {
+        "name": "duel",
+        "objective": "walk",
+        "budget": {"trials": 2},
+        "space": {"x": {"low": 0.0, "high": 1.0}},
+        "comparison": {"seeds": 2, "arms": arms},
+    }
+    served.manager.create(definition("another"))
+    news: list[str] = []
+    with Client(served.url, "token-of-operator") as client:
+        client.compare(document)
+        client.study("duel.sobol.seed-1").stop()
+        work(settings(served, study="duel"), executor="threads", workers=2, on_news=news.append)
+        ended = {member["study"]: member["trials"] for member in client.comparison("duel")["members"]}
+    assert ended == {
+        "duel.random.seed-0": 2, "duel.sobol.seed-0": 2, "duel.random.seed-1": 2, "duel.sobol.seed-1": 0
+    }  # fmt: skip
+    assert news[0] == f"working for {served.url}: comparison duel (4 studies); 2 at once, in threads"
+    assert served.manager.ask_tell("another").spent().trials == 0
+
+
 @pytest.mark.long
 def test_a_dask_cluster_works_for_a_service(tmp_path: Path, served: Served) -> None:
     wanted = definition(budget={"trials": 6})
@@ -237,6 +261,29 @@ def test_a_dask_cluster_works_for_a_service(tmp_path: Path, served: Served) -> N
         where = cluster.scheduler_address.replace("tcp://", "dask://")
         work(settings(served, study="walks"), executor=where)
     assert [told(trial) for trial in served.manager.load("walks").trials] == local_trials(tmp_path, wanted)
+
+
+@pytest.mark.long
+def test_a_stop_reaches_a_dask_cluster(tmp_path: Path, served: Served) -> None:
+    served.manager.create(definition(fixed={"pause": 0.05, "epochs": 1000}, pruner={"name": "none"}))
+    study, ask_tell = served.manager.load("walks"), served.manager.ask_tell("walks")
+
+    def press_ctrl_c() -> None:
+        wait_for(
+            lambda: sum(bool(t.intermediate_values) for t in study.get_trials()) == 2, "no two trials run"
+        )
+        os.kill(os.getpid(), signal.SIGINT)
+
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    with distributed.LocalCluster(**options, local_directory=str(tmp_path)) as cluster:
+        threading.Thread(target=press_ctrl_c).start()
+        where = cluster.scheduler_address.replace("tcp://", "dask://")
+        news: list[str] = []
+        with pytest.raises(KeyboardInterrupt):
+            work(settings(served, study="walks"), executor=where, workers=2, on_news=news.append)
+        assert ask_tell.open_leases() == []
+        assert [trial.state for trial in study.get_trials()] == [TrialState.WAITING] * 2
+        assert sum(line.startswith("waiting for 2 trials") for line in news) == 1
 
 
 @pytest.mark.slow
@@ -271,19 +318,34 @@ def test_a_network_that_swallows_answers_changes_no_trial(tmp_path: Path, served
 
 def cli(served: Served, tmp_path: Path, *more: str) -> Program:
     (tmp_path / "token").write_text(TOKEN + "\n")
-    return Program("worker", "--url", served.url, "--token-file", "token", *more, folder=tmp_path)
+    command = ("worker", "--url", served.url, "--token-file", "token", *more)
+    return Program(*command, folder=tmp_path, session=True)
 
 
-@pytest.mark.parametrize("executor", ["threads", "processes"])
-def test_the_command_stops_in_order(tmp_path: Path, served: Served, executor: str) -> None:
+@pytest.mark.parametrize(
+    ("executor", "stop"),
+    [
+        ("threads", lambda worker: worker.terminate()),
+        ("processes", lambda worker: worker.terminate()),
+        ("processes", lambda worker: os.killpg(worker.pid, signal.SIGTERM)),
+        pytest.param(
+            *("processes", lambda worker: os.killpg(worker.pid, signal.SIGHUP)), marks=pytest.mark.long
+        ),
+    ],
+    ids=["threads", "the parent", "the whole group", "a closed terminal"],
+)
+def test_the_command_stops_in_order(
+    *, tmp_path: Path, served: Served, tuner: Tuner, executor: str, stop: Any
+) -> None:
     served.manager.create(definition(fixed={"pause": 0.05, "epochs": 1000}, pruner={"name": "none"}))
     worker = cli(served, tmp_path, "--workers", "2", "--executor", executor)
     study = served.manager.load("walks")
     wait_for(lambda: sum(bool(t.intermediate_values) for t in study.get_trials()) == 2, "no two trials run")
-    worker.terminate()
+    stop(worker)
     _, said = worker.communicate(timeout=60)
     assert worker.returncode == 130, said
     assert "walks trial 0 was given back" in said
+    assert "Traceback" not in said
     assert "Stopped. 0 trials have ended here" in said
     trials = study.get_trials()
     assert [trial.state for trial in trials] == [TrialState.WAITING] * 2
@@ -291,9 +353,46 @@ def test_the_command_stops_in_order(tmp_path: Path, served: Served, executor: st
     assert ask_tell.open_leases() == []
     kept = [ask_tell.checkpoint(trial.number) for trial in trials]
     assert all(checkpoint is not None and checkpoint[0] >= 1 for checkpoint in kept), "where they are is kept"
+    shown = served.manager.checkpoints("walks")
+    assert [checkpoint and checkpoint[0] for checkpoint in kept] == [shown[0], shown[1]]
+    _, listed, _ = tuner("trials", "walks")
+    lines = listed.splitlines()[1:]
+    assert all(f"goes on after epoch {shown[number]}" in line for number, line in enumerate(lines))
+    assert len(lines) == 2
+    assert json.loads(tuner("trials", "walks", "--format", "json")[1])[1]["checkpoint_epoch"] == shown[1]
+    with Client(served.url, TOKEN) as client:
+        assert client.study("walks").trial(1).checkpoint_epoch == shown[1]
+        assert [trial.checkpoint_epoch for trial in client.study("walks").trials("waiting")] == [
+            shown[0],
+            shown[1],
+        ]
     again = ask_tell.ask()
     assert again is not None
     assert again.attempt == 1
+
+
+OVERDUE = f"import tuner.termination\ntuner.termination.GRACE_SECONDS = 0.2\n{SCRIPT}"
+"""Its processes leave a training that they should have ended, soon."""
+
+
+@pytest.mark.parametrize("to", [pytest.param("the parent", marks=pytest.mark.long), "the whole group"])
+def test_a_stop_does_not_wait_for_an_epoch_that_takes_long(tmp_path: Path, served: Served, to: str) -> None:
+    served.manager.create(definition(fixed={"pause": 300.0}))
+    (tmp_path / "script.py").write_text(OVERDUE)
+    worker = Program(served.url, "processes", "600", folder=tmp_path, script="script.py", session=True)
+    ask_tell = served.manager.ask_tell("walks")
+    wait_for(lambda: len(ask_tell.open_leases()) == 2, "no two trials run")
+    time.sleep(0.5)  # they train
+    (os.killpg if to == "the whole group" else os.kill)(worker.pid, signal.SIGTERM)
+    _, said = worker.communicate(timeout=60)
+    assert worker.returncode == 143, said
+    assert ask_tell.open_leases() == []
+    assert [trial.state for trial in ask_tell.study.get_trials()] == [TrialState.WAITING] * 2
+    again = ask_tell.ask()
+    assert again is not None
+    assert (again.number, again.attempt) == (0, 1), (
+        "another has it at once, and no attempt is held against it"
+    )
 
 
 def test_the_command_ends_with_its_study(tmp_path: Path, served: Served) -> None:
@@ -301,6 +400,10 @@ def test_the_command_ends_with_its_study(tmp_path: Path, served: Served) -> None
     worker = cli(served, tmp_path, "--study", "walks", "--executor", "threads")
     out, said = worker.communicate(timeout=60)
     assert (worker.returncode, out) == (0, ""), said
+    banner = said.splitlines()[0]
+    assert banner.startswith(f"working for {served.url}: study walks (objective walk); ")
+    assert banner.endswith(" at once, in threads")
+    assert "\x1b" not in said
     assert "walks trial 2: complete, value " in said
     assert said.endswith("3 trials have ended here\n")
 
@@ -420,3 +523,37 @@ def test_a_worker_waits_out_a_service_that_is_away(tmp_path: Path, served: Serve
     spent = served.manager.ask_tell("walks").spent()
     reported = sum(len(t.intermediate_values) for t in served.manager.load("walks").trials)
     assert spent == Spent(trials=12, ended=12, epochs=reported, seconds=spent.seconds)
+
+
+def test_a_service_that_is_away_is_said_once_and_so_is_its_return(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.client.worker.CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("tuner.executors.CHECK_SECONDS", 0.1)
+    news: list[str] = []
+
+    def note(line: str) -> None:
+        news.append(line)
+        if "any open study" in line:
+            served.stop()
+            threading.Timer(1.0, served.start).start()
+        if line.endswith("is back"):
+            served.manager.create(definition(budget={"trials": 1}))
+
+    work(settings(served), executor="threads", idle=2.0, on_news=note)
+    banner, away, back, *_ = news
+    assert banner.startswith(f"working for {served.url}: any open study of the objectives ackley, ")
+    assert away.startswith(f"{served.url} cannot be reached: ")
+    assert away.endswith("; trying again every few seconds")
+    assert back == f"{served.url} is back"
+    assert sum("cannot be reached" in line for line in news) == 1
+    assert served.manager.ask_tell("walks").spent().ended == 1
+
+
+@pytest.mark.long  # tests/test_caviar.py has the same of a run
+def test_a_script_without_its_guard_is_told_so_at_once(tmp_path: Path, served: Served) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT.replace('if __name__ == "__main__":', "if True:"))
+    worker = start(tmp_path, served.url, "processes", "0")
+    _, said = worker.communicate(timeout=60)
+    assert worker.returncode == 1
+    assert "worker processes cannot start. A script that runs studies must begin" in said.splitlines()[-1]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import random
-import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -25,15 +25,15 @@ from tuner.client.remote import RemoteAskTell, study_path
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, LeaseLostError, TunerError
 from tuner.heartbeat import heartbeat
+from tuner.termination import terminations_raised
 from tuner.trial_run import Function, Outcome, run_leased
 
-__all__ = ["KEEP_SECONDS", "Client", "RemoteStudy", "Waiting", "failed_too_often"]
+__all__ = ["KEEP_SECONDS", "LONGEST_WAIT", "Client", "RemoteStudy", "Waiting"]
+
+_log = logging.getLogger(__name__)
 
 KEEP_SECONDS = 10.0
 """So often, at most, a checkpoint is uploaded for the next attempt at a trial."""
-
-FAILURES_IN_A_ROW = 5
-"""So many trials in a row that end in an exception end the work: the next would too."""
 
 SHORTEST_WAIT, LONGEST_WAIT = 0.2, 10.0
 """Seconds between two asks while there is no trial."""
@@ -341,27 +341,33 @@ class RemoteStudy:
         *,
         timeout: float | None = None,
         n_jobs: int = 1,
-        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+        catch: type[Exception] | Iterable[type[Exception]] = (),
+        callbacks: Iterable[Callable[[RemoteStudy, RemoteTrial], None]] = (),
     ) -> None:
-        """Run trials of the study here until its budget is used up.
+        """Run trials of the study here until its budget is used up, as `optuna.Study.optimize` does.
 
-        SIGTERM and Ctrl-C give the running trial back for another to take up. With several jobs a trial is given back
-        at its next report, and a function that never reports finishes its trial.
+        A trial whose objective raises has failed, which the study keeps with the reason; then what it raised is
+        raised, or, if `catch` names it, logged. Numbers that diverged (NaN, `objectives.epoch.Diverged`) are logged
+        alone. SIGTERM and Ctrl-C give the running trial back for another to take up. With several jobs a trial is
+        given back at its next report, and a function that never reports finishes its trial.
 
         Args:
             objective: a plain Optuna objective `f(trial) -> float`, or an objective of epochs. The function may suggest
                 what is in the study's space, in the same ranges.
             n_trials: run at most so many trials; None: as many as there are.
             timeout: begin no trial after so many seconds.
-            n_jobs: run so many trials at once, in threads.
-            on_outcome: called with each trial's end, by the thread that ran it.
+            n_jobs: run so many trials at once, in threads; -1: as many as there are cores.
+            catch: exceptions of the objective after which the next trial is run.
+            callbacks: called with this study and the trial after each trial's end, by the thread that ran it.
 
         Raises:
             DefinitionError: the study has no space, or the objective does not accept it.
-            TunerError: too many trials failed in a row; the text has the last reason.
-            SystemExit: after SIGTERM, once the trial was given back.
+            NotOfferedError: the function suggests what is not in the space; the trial is given back.
+            Exception: what the objective has raised, unless it is in `catch`.
+            SystemExit: after SIGTERM, once the trial was given back, where the program does nothing else about it.
         """
-        if n_jobs < 1 or (n_trials is not None and n_trials < 1):
+        jobs = (os.cpu_count() or 1) if n_jobs == -1 else n_jobs
+        if jobs < 1 or (n_trials is not None and n_trials < 1):
             raise DefinitionError(f"n_jobs and n_trials must be at least 1; got {n_jobs} and {n_trials}")
         if not len(self.definition.space):
             raise DefinitionError(
@@ -370,12 +376,12 @@ class RemoteStudy:
         if isinstance(objective, Objective):
             self.definition.check_accepted_by(objective)
         deadline = None if timeout is None else time.monotonic() + timeout
-        work = _Work(self.ask_tell, objective, on_outcome, n_trials, deadline)
-        with _sigterm(work):
-            if n_jobs == 1:
+        work = _Work(self, objective, _exceptions(catch), tuple(callbacks), n_trials, deadline)
+        with terminations_raised():
+            if jobs == 1:
                 work.go_on()
             else:
-                work.in_threads(n_jobs)
+                work.in_threads(jobs)
 
     def _verb(self, verb: str) -> StudyStatus:
         status: StudyStatus = read(StudyStatus, self._post(f":{verb}"))
@@ -401,25 +407,17 @@ class Waiting:
         return seconds * random.uniform(0.5, 1.0)
 
 
-def failed_too_often(study: str, outcome: Outcome) -> TunerError:
-    """What ends the work on a study whose trials keep failing."""
-    return TunerError(
-        f"{study}: stopped, as {FAILURES_IN_A_ROW} trials in a row failed; "
-        f"the last (trial {outcome.number}) with {outcome.failure} (they count in the budget)"
-    )
-
-
 @dataclass(slots=True)
 class _Work:
     """Trials of a study, run here by one thread or several."""
 
-    ask_tell: RemoteAskTell
+    study: RemoteStudy
     objective: Objective | Function
-    on_outcome: Callable[[Outcome], None]
+    catch: tuple[type[Exception], ...]
+    callbacks: tuple[Callable[[RemoteStudy, RemoteTrial], None], ...]
     left: int | None
     deadline: float | None
     is_stopping: threading.Event = field(default_factory=threading.Event)
-    _failures: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def go_on(self) -> None:
@@ -434,9 +432,14 @@ class _Work:
                 self.is_stopping.wait(waiting.next())
                 continue
             waiting.reset()
-            self._count(run_leased(
+            outcome = run_leased(
                 self.ask_tell, lease, self.objective, self.is_stopping.is_set, keep_every=KEEP_SECONDS
-            ))  # fmt: skip
+            )
+            self._take(outcome, lease)
+
+    @property
+    def ask_tell(self) -> RemoteAskTell:
+        return self.study.ask_tell
 
     def in_threads(self, jobs: int) -> None:
         """Run so many trials at once; what ends one thread ends all."""
@@ -484,39 +487,39 @@ class _Work:
                     self.ask_tell.release(lease)
             raise
 
-    def _count(self, outcome: Outcome) -> None:
+    def _take(self, outcome: Outcome, lease: Lease) -> None:
+        """Log how a trial ended, tell it the callbacks, and raise what it raised."""
         if outcome.state is None:
             self._give_back_turn()
-        with self._lock:
-            self._failures = self._failures + 1 if outcome.is_error else 0
-            too_often = self._failures >= FAILURES_IN_A_ROW
-        self.on_outcome(outcome)
-        if too_often:
-            raise failed_too_often(outcome.study, outcome)
+            return
+        name, error = f"{outcome.study} trial {outcome.number}", outcome.error
+        if outcome.state is TrialState.FAIL:
+            failed = "%s failed with parameters %s because of: %s"
+            _log.warning(
+                failed,
+                name,
+                dict(lease.params),
+                outcome.failure,
+                exc_info=error if outcome.is_error else None,
+            )
+        else:
+            ended = outcome.state.name.lower()
+            _log.info("%s: %s with value %s, parameters %s", name, ended, outcome.value, dict(lease.params))
+        if error is not None and outcome.is_error and not isinstance(error, self.catch):
+            raise error
+        if self.callbacks:
+            trial = self.study.trial(outcome.number)
+            for callback in self.callbacks:
+                callback(self.study, trial)
 
 
-class _Terminated(BaseException):
-    """SIGTERM: like Ctrl-C, it leaves a trial that is given back."""
-
-
-@contextlib.contextmanager
-def _sigterm(work: _Work) -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, and then the process; elsewhere than in the main thread it stays."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(_signal: int, _frame: FrameType | None) -> None:
-        work.is_stopping.set()
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except _Terminated:
-        raise SystemExit(128 + signal.SIGTERM) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _exceptions(catch: Any) -> tuple[type[Exception], ...]:
+    """What `catch` names, as a tuple."""
+    kinds = (catch,) if isinstance(catch, type) else tuple(catch)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, Exception)):
+            raise DefinitionError(f"catch takes classes of exceptions; got {kind!r}")
+    return kinds
 
 
 def _pages(transport: Transport, path: str, what: str, query: Mapping[str, Any]) -> Iterator[Any]:

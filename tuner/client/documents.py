@@ -51,13 +51,16 @@ class BestTrial(_Answer):
 class StudyStatus(_Answer):
     """A study and how far it is.
 
-    `state` is open, paused, stopped or archived. `counts` are its trials by state: running, waiting, complete, pruned,
-    fail. `spent`, `budget` and `left` are by trials, epochs and seconds; what is not limited is None. `definition` is
-    the document that it was made from.
+    `state` is open, paused, stopped or archived, and `status` how it stands: running, paused, stopped, finished or
+    archived; it `is_finished` when no trial will be handed out any more, whatever its state. `counts` are its trials by
+    state: running, waiting, complete, pruned, fail. `spent`, `budget` and `left` are by trials, epochs and seconds;
+    what is not limited is None. `definition` is the document that it was made from.
     """
 
     name: str
     state: str
+    status: str = ""
+    is_finished: bool = False
     objective: str | None = None
     direction: str | None = None
     sampler: str | None = None
@@ -71,7 +74,10 @@ class StudyStatus(_Answer):
 
 
 class RemoteTrial(_Answer):
-    """A trial of a study. `state` is running, waiting, complete, pruned or fail; times are the service's."""
+    """A trial of a study. `state` is running, waiting, complete, pruned or fail; times are the service's.
+
+    `checkpoint_epoch` is the epoch after which its training was kept for whoever gets it next, None where none was.
+    """
 
     number: int
     state: str
@@ -83,6 +89,7 @@ class RemoteTrial(_Answer):
     started: datetime | None = None
     ended: datetime | None = None
     failure: str | None = None
+    checkpoint_epoch: int | None = None
 
 
 class HandedTrial(_Answer):

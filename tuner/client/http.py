@@ -286,8 +286,8 @@ def _checked_url(url: str, allow_http: bool) -> tuple[str, bool]:
     is_local = _is_loopback(parts.host)
     if parts.scheme == "http" and not is_local and not allow_http:
         raise DefinitionError(
-            f"http://{parts.host} would send the token in the clear: use https://, "
-            "or allow http where the network is your own"
+            f"http://{parts.host} would send the token in the clear: use https://, or, in a network of your own, "
+            "--allow-http (in Python allow_http=True)"
         )
     return str(parts).rstrip("/"), is_local
 
@@ -337,8 +337,9 @@ def _problem(response: httpx.Response) -> Mapping[str, Any]:
 
 
 def _text(problem: Mapping[str, Any]) -> str:
-    detail = problem.get("detail") or problem.get("title") or ""
-    return str(detail)
+    """What it says for people; nothing where that is no text, as JSON would tell them little."""
+    texts = (problem.get("detail"), problem.get("title"))
+    return next((text for text in texts if isinstance(text, str) and text), "")
 
 
 def _retry_after(response: httpx.Response) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 import sqlalchemy as sa
-from fastapi import Depends, FastAPI, Response
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -21,7 +21,7 @@ from tuner.manager import StudyManager
 from tuner.schema import HEAD, VERSION_TABLE
 from tuner.service import comparisons, studies, trials
 from tuner.service.desk import Desk
-from tuner.service.identity import Role, needs
+from tuner.service.identity import Role, identity, needs
 from tuner.service.limits import Guard, Limits
 from tuner.service.metrics import Metrics, Watched
 from tuner.service.paths import allowed
@@ -129,8 +129,12 @@ def _add_own_pages(app: FastAPI, metrics: Metrics) -> None:
         return document(app)
 
     @app.get(METRICS, dependencies=looks, include_in_schema=False)
-    def shown_metrics() -> Response:
-        """Counters and gauges, as Prometheus reads them."""
+    def shown_metrics(request: Request) -> Response:
+        """Counters and gauges, as Prometheus reads them. They are of all studies."""
+        if prefix := identity(request).prefix:
+            raise HTTPException(
+                403, f"metrics are of all studies; this token is for those whose names begin with {prefix!r}"
+            )
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 

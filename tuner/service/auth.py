@@ -205,6 +205,20 @@ class Tokens:
         """
         return self._verify(_TOKEN, text)
 
+    def expired(self, text: str) -> datetime | None:
+        """When a token ran out, for whoever has it whole; None of one that did not, is not known, or was revoked.
+
+        Raises:
+            StorageUnavailableError: the database does not answer.
+        """
+        if (found := _TOKEN.fullmatch(text)) is None:
+            return None
+        with self._database.transaction(Mode.READ) as session:
+            row = session.execute(sa.select(_tokens).where(_tokens.c.token_id == found[1])).first()
+        if row is None or row.revoked_at is not None or not hmac.compare_digest(row.digest, _digest(text)):
+            return None
+        return _info(row).expires
+
     def verify_login(self, text: str) -> Identity | None:
         """Who has a log-in; None where it is no good, or its token no more.
 

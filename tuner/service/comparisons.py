@@ -17,7 +17,7 @@ from tuner.service.paging import PageSize, PageToken, next_token, start_of
 from tuner.service.paths import STUDY, ComparisonName, StudyName
 from tuner.service.problems import responses
 from tuner.service.schemas import ComparisonBrief, Comparisons, ComparisonView, ExportedStudy, StudyView
-from tuner.service.studies import Viewer, operator, study_view
+from tuner.service.studies import Viewer, operator, view_of
 from tuner.service.trials import Key, Operator
 from tuner.transfer import StudyDocument
 
@@ -49,7 +49,7 @@ def create_comparison(
     try:
         is_new = desk.manager.create_comparison(definition)
     except NotFoundError as error:  # no such objective
-        raise DefinitionError(str(error)) from None
+        raise DefinitionError(error.public) from None
     if not is_new:
         response.status_code = 200
     return _view(desk, definition)
@@ -102,8 +102,8 @@ def import_study(document: StudyDocument, who: Operator, desk: DeskOf, key: Key 
         request_id = None if key is None else request_digest(who, "", "import", key)
         desk.manager.import_study(document, request_id=request_id)
     except NotFoundError as error:  # no such objective
-        raise DefinitionError(str(error)) from None
-    return study_view(desk.manager, desk.manager.load(name))
+        raise DefinitionError(error.public) from None
+    return view_of(desk, name)
 
 
 def _seen(desk: Desk, who: Identity, name: str) -> ComparisonDefinition:

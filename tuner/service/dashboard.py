@@ -30,7 +30,7 @@ from tuner.service.refusal import RefusedError
 from tuner.storage import Database, Mode, cached
 from tuner.trial_run import RECORDS
 
-__all__ = ["Dashboard", "is_dashboards"]
+__all__ = ["Dashboard"]
 
 BODY_BYTES = 256 * 1024
 
@@ -45,14 +45,6 @@ _log = logging.getLogger(__name__)
 
 Check = Callable[[Database, list[int], dict[str, Any]], dict[str, Any]]
 """Looks at a document that is to change something; the same written anew, or `RefusedError`."""
-
-
-def is_dashboards(path: str) -> bool:
-    """Whether a path is one of the dashboard's own. Its `/` is not: that is our page."""
-    first = path.partition("/")[2].partition("/")
-    if first[0] in ("dashboard", "incompatible-rdb-schema", "favicon.ico"):
-        return first[0] == "dashboard" or not first[1]
-    return first[0] in ("api", "static", "csv", "artifacts") and bool(first[1])
 
 
 class Dashboard:

@@ -20,8 +20,9 @@ from fastapi import Depends, Request
 
 from tuner.ask_tell import AskTell, Lease
 from tuner.errors import NotFoundError, TunerError
-from tuner.manager import StudyManager
+from tuner.manager import StudyManager, definition_of
 from tuner.service.identity import Identity
+from tuner.storage import in_turn
 
 __all__ = ["Desk", "DeskOf", "command_key", "desk", "owner", "request_digest"]
 
@@ -128,13 +129,25 @@ class Desk:
         return ended
 
     def _opened(self, name: str) -> _Open:
+        if (opened := self._fresh(name)) is not None:
+            return opened
+        with in_turn("open", id(self), name):  # all but the first find it open
+            return self._fresh(name) or self._checked(name)
+
+    def _fresh(self, name: str) -> _Open | None:
+        """A study that was opened or checked lately; None where it was not."""
         with self._lock:
             opened = self._open.get(name)
-            if opened is not None:
-                self._open.move_to_end(name)
-        now = time.monotonic()
-        if opened is not None and now - opened.checked < CHECK_SECONDS:
+            if opened is None or time.monotonic() - opened.checked >= CHECK_SECONDS:
+                return None
+            self._open.move_to_end(name)
             return opened
+
+    def _checked(self, name: str) -> _Open:
+        """A study that is the same still, or opened anew."""
+        with self._lock:
+            opened = self._open.get(name)
+        now = time.monotonic()
         if opened is not None and self._is_same(name, opened.ask_tell):
             opened.checked = now
             return opened
@@ -147,10 +160,7 @@ class Desk:
 
     def _is_same(self, name: str, ask_tell: AskTell) -> bool:
         there = self.manager.load(name)
-        return (
-            there._study_id == ask_tell.study._study_id
-            and self.manager.definition(name) == ask_tell.definition
-        )
+        return there._study_id == ask_tell.study._study_id and definition_of(there) == ask_tell.definition
 
     def _remember(self, opened: _Open, lease: Lease) -> None:
         with self._lock:
@@ -159,7 +169,7 @@ class Desk:
                 opened.leases.popitem(last=False)
 
 
-def desk(request: Request) -> Desk:
+async def desk(request: Request) -> Desk:  # asynchronous: for others FastAPI takes a thread
     """The desk of the application."""
     return cast("Desk", request.app.state.desk)
 

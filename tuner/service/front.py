@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request, cookie_parser
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,8 +26,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tuner.errors import StorageError, StorageUnavailableError
 from tuner.logs import redact, request_id
 from tuner.service.auth import Tokens
-from tuner.service.dashboard import is_dashboards
 from tuner.service.identity import Identity, identify, identity
+from tuner.service.paths import is_dashboards
 from tuner.service.refusal import STYLE_PATH, RefusedError, refusal, wants_page
 
 __all__ = ["PUBLIC", "Readiness", "Threads", "cookie_name", "front", "is_secure"]
@@ -56,8 +56,8 @@ _log = logging.getLogger("tuner.service")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
 
-_HTML_POLICY = "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-_DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_HTML_POLICY = b"object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_DATA_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -176,10 +176,9 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(raw=list(message.get("headers", [])))
-            _dress(headers, self._scope)
-            headers["X-Request-ID"] = self._own_id
-            message = {**message, "headers": headers.raw}
+            headers = _dress(message.get("headers", []), self._scope)
+            headers.append((b"x-request-id", self._own_id.encode("ascii")))
+            message = {**message, "headers": headers}
         elif message["type"] == "http.response.body":
             self.size += len(message.get("body", b""))
             self._is_whole = not message.get("more_body", False)
@@ -202,24 +201,35 @@ def _request_id(scope: Scope) -> str:
     return uuid.uuid4().hex
 
 
-def _dress(headers: MutableHeaders, scope: Scope) -> None:
-    """The headers of all answers: nothing is framed, guessed, shared with other sites, or kept by proxies."""
-    kind = headers.get("content-type", "")
-    if (given := headers.get("content-security-policy")) is None:
-        headers["Content-Security-Policy"] = _HTML_POLICY if kind.startswith("text/html") else _DATA_POLICY
-    elif "frame-ancestors" not in given:
-        headers["Content-Security-Policy"] = f"{given.rstrip('; ')}; base-uri 'self'; frame-ancestors 'none'"
-    for name in [name for name in headers if name.startswith("access-control-")]:
-        del headers[name]
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers["X-Frame-Options"] = "DENY"
-    headers["Referrer-Policy"] = "same-origin"
-    headers["Cross-Origin-Opener-Policy"] = "same-origin"
-    headers["Cross-Origin-Resource-Policy"] = "same-origin"
-    is_static = scope["path"].startswith("/static/") or scope["path"] in (STYLE_PATH, "/favicon.ico")
-    headers.setdefault("Cache-Control", "private, max-age=3600" if is_static else "no-store")
+_DRESS = {
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"same-origin",
+    b"cross-origin-opener-policy": b"same-origin",
+    b"cross-origin-resource-policy": b"same-origin",
+}
+"""Headers of all answers."""
+
+
+def _dress(given: list[tuple[bytes, bytes]], scope: Scope) -> list[tuple[bytes, bytes]]:
+    """An answer's headers with those that all have: nothing is framed, guessed, shared with others, or kept by proxies.
+
+    Names are in small letters, as ASGI wants them.
+    """
+    headers = [(name, value) for name, value in given if not name.startswith(b"access-control-")]
+    found = dict(headers)
+    kind, policy = found.get(b"content-type", b""), found.get(b"content-security-policy")
+    own = dict(_DRESS)
+    if policy is None:
+        own[b"content-security-policy"] = _HTML_POLICY if kind.startswith(b"text/html") else _DATA_POLICY
+    elif b"frame-ancestors" not in policy:
+        own[b"content-security-policy"] = policy.rstrip(b"; ") + b"; base-uri 'self'; frame-ancestors 'none'"
+    if b"cache-control" not in found:
+        is_static = scope["path"].startswith("/static/") or scope["path"] in (STYLE_PATH, "/favicon.ico")
+        own[b"cache-control"] = b"private, max-age=3600" if is_static else b"no-store"
     if is_secure(scope):
-        headers["Strict-Transport-Security"] = f"max-age={YEAR}"
+        own[b"strict-transport-security"] = b"max-age=%d" % YEAR
+    return [*((name, value) for name, value in headers if name not in own), *own.items()]
 
 
 def is_secure(scope: Scope) -> bool:
@@ -261,39 +271,48 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC:
             who = await self._who(scope)
-            if who is None:
-                await self._turn_away(scope, receive, send)
+            if isinstance(who, str):
+                await self._turn_away(scope, receive, send, who)
                 return
             identify(scope, who)
             scope["state"]["tuner_who"] = who.name
         await self._app(scope, receive, send)
 
-    async def _who(self, scope: Scope) -> Identity | None:
+    async def _who(self, scope: Scope) -> Identity | str:
+        """Who asks, or why that is nobody."""
         headers = Headers(scope=scope)
         if given := headers.getlist("authorization"):
             kind, _, text = given[0].partition(" ")
             if len(given) != 1 or kind.lower() != "bearer":
-                return None
-            return await self._look_up(self._tokens.verify, text.strip())
+                return "the header Authorization must be there once, and read: Bearer, a space, and a token"
+            found = await self._look_up(self._tokens.verify, text.strip())
+            if found is not None:
+                return found
+            return await self._threads.run(self._why_not, text.strip())
         if login := login_of(scope):
             scope["state"]["by_cookie"] = True
-            return await self._look_up(self._tokens.verify_login, login)
-        return None
+            return (
+                await self._look_up(self._tokens.verify_login, login) or "this log-in is over; log in again"
+            )
+        return "a token is needed, in the header Authorization: Bearer …"
 
     async def _look_up(self, verify: Callable[[str], Identity | None], text: str) -> Identity | None:
         return self._tokens.remembered(text) or await self._threads.run(verify, text)
 
-    async def _turn_away(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _why_not(self, text: str) -> str:
+        expired = self._tokens.expired(text)
+        if expired is not None:
+            return f"this token expired at {expired:%Y-%m-%d %H:%M} UTC"
+        return "this token is not known here, or was revoked"
+
+    async def _turn_away(self, scope: Scope, receive: Receive, send: Send, why: str) -> None:
         if wants_page(scope) and "authorization" not in Headers(scope=scope):
             query = scope["query_string"].decode("latin-1")
             wanted = scope["path"] + (f"?{query}" if query else "")
             where = "/login" if wanted == "/" else f"/login?next={quote(wanted)}"
             await RedirectResponse(where, 303)(scope, receive, send)
             return
-        detail = (
-            "a token is needed, in the header Authorization: Bearer …; this one is none, or no longer good"
-        )
-        raise RefusedError(401, "unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="tuner"'})
+        raise RefusedError(401, "unauthorized", why, headers={"WWW-Authenticate": 'Bearer realm="tuner"'})
 
 
 class SameOrigin:
@@ -380,6 +399,11 @@ class Readiness:
         return reason
 
 
+def _is_interface(path: str) -> bool:
+    """Whether a path is that of programs, which want no pages."""
+    return path == "/metrics" or path.startswith("/v1/")
+
+
 class Dispatch:
     """Hands a request to whom its path belongs. Who asks is known by now."""
 
@@ -394,6 +418,8 @@ class Dispatch:
             await self._pages(scope, receive, send)
         elif scope["type"] == "http" and is_dashboards(path):
             await self._dashboard(scope, receive, send, identity(Request(scope)))
+        elif scope["type"] == "http" and wants_page(scope) and not _is_interface(path):
+            raise RefusedError(404, "not_found", "there is no such page")
         else:
             await self._api(scope, receive, send)
 

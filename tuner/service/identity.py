@@ -5,7 +5,7 @@ An endpoint without `needs` is a mistake that a test finds; a request that reach
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -71,10 +71,10 @@ def identity(request: Request) -> Identity:
     return found
 
 
-def needs(role: Role) -> Callable[[Request], Identity]:
+def needs(role: Role) -> Callable[[Request], Awaitable[Identity]]:
     """A dependency of endpoints that only `role` and those above may use; checks the study in the path, if any."""
 
-    def check(request: Request) -> Identity:
+    async def check(request: Request) -> Identity:  # asynchronous: for others FastAPI takes a thread
         who = identity(request)
         if who.role < role:
             raise HTTPException(

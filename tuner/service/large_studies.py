@@ -2,17 +2,21 @@
 
 A study's page waits for one document with all of its trials, which the dashboard makes anew each time: seconds, at
 10,000 of them. But it also tells the trials after a number alone, as its own page asks for when it is looked at for
-longer. So the text of the finished ones is kept, only the others are asked for, and both are put together.
+longer. So the text of the finished ones is kept, only the others are asked for, and both are put together. When the
+service starts, this is done ahead for the studies that were worked on last.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
+import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 from wsgiref.util import setup_testing_defaults
@@ -20,6 +24,7 @@ from wsgiref.util import setup_testing_defaults
 import sqlalchemy as sa
 from optuna.storages._rdb import models
 
+from tuner.ledger import ARCHIVED
 from tuner.storage import Database, Mode
 
 __all__ = ["Documents"]
@@ -30,12 +35,21 @@ LARGE = 500
 STUDIES = 4
 """So many studies' text is kept, those looked at last: at 10,000 trials with 10 reports each has about 25 MB."""
 
+WARM_SECONDS = 30.0
+"""So long a study is waited for that is being read ahead."""
+
+SWITCH_SECONDS = 0.0005
+"""After so long the thread that reads ahead lets others go on; Python's own is 5 ms."""
+
 ENDED = ("Complete", "Pruned", "Fail")
 KEY = '"trials": ['
 
 _STUDIES = cast("sa.Table", models.StudyModel.__table__)
 _TRIALS = cast("sa.Table", models.TrialModel.__table__)
+_USER_ATTRS = cast("sa.Table", models.StudyUserAttributeModel.__table__)
 _ATTRS = cast("sa.Table", models.StudySystemAttributeModel.__table__)
+
+_log = logging.getLogger(__name__)
 
 _decoder = json.JSONDecoder()
 
@@ -71,10 +85,13 @@ class Documents:
         self._dashboard, self._database = dashboard, database
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._lock = threading.Lock()
+        self._warming: dict[int, threading.Event] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="large-studies")
 
     def get(self, study_id: int) -> tuple[int, bytes]:
         """The status and the text of `/api/studies/{study_id}?after=0`."""
+        if study_id in self._warming:  # it is on its way: to make it twice would take twice as long
+            self._warming[study_id].wait(WARM_SECONDS)
         mark = self._mark(study_id)
         with self._lock:
             kept = self._kept.get(study_id)
@@ -93,6 +110,42 @@ class Documents:
                 kept.add(trials, ended)
                 self._kept.move_to_end(study_id)
         return status, f"{head}{', '.join([text, *trials])}{tail}".encode()
+
+    def warm(self) -> None:
+        """Begin to keep, in the background, the large studies that were worked on last.
+
+        Raises:
+            StorageError: the database cannot say which these are.
+        """
+        self._warming = {study_id: threading.Event() for study_id in self._large()}
+        self._reader.submit(self._warm)
+
+    def _warm(self) -> None:
+        try:
+            with _sharing():
+                for study_id, is_done in self._warming.items():
+                    mark = self._mark(study_id)
+                    status, body = self._fetch(study_id, 0)
+                    if status == 200:
+                        self._learn(study_id, mark, body.decode())
+                    is_done.set()
+        except Exception:  # noqa: BLE001 - whoever looks at them waits longer
+            _log.exception("reading large studies ahead failed")
+        finally:
+            for is_done in self._warming.values():
+                is_done.set()
+
+    def _large(self) -> list[int]:
+        """The ids of the large studies that were worked on last, the latest first; without archived ones."""
+        archived = sa.exists().where(
+            _USER_ATTRS.c.study_id == _TRIALS.c.study_id,
+            _USER_ATTRS.c.key == ARCHIVED,
+            _USER_ATTRS.c.value_json == "true",
+        )
+        query = sa.select(_TRIALS.c.study_id).where(~archived).group_by(_TRIALS.c.study_id)
+        query = query.having(sa.func.count() >= LARGE).order_by(sa.func.max(_TRIALS.c.trial_id).desc())
+        with self._database.transaction(Mode.READ) as session:
+            return list(session.scalars(query.limit(STUDIES)))
 
     def wait(self) -> None:
         """Wait until what was read is kept."""
@@ -131,6 +184,17 @@ class Documents:
         status: list[str] = []
         body = b"".join(self._dashboard(environ, lambda line, _headers, *_: status.append(line)))
         return int(status[0].partition(" ")[0]), body
+
+
+@contextmanager
+def _sharing() -> Iterator[None]:
+    """Let this thread give way to others sooner: they answer requests."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _split(body: str) -> tuple[str, list[str], list[bool], str]:

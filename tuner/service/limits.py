@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tuner.service.problems import RETRY_SECONDS, of_error, problem
+from tuner.service.problems import RETRY_SECONDS, RefusedError, of_error, problem
 from tuner.storage import patience
 
-__all__ = ["BODY_BYTES", "LARGE_BYTES", "Guard", "Limits", "RefusedError", "check_json"]
+__all__ = ["BODY_BYTES", "LARGE_BYTES", "Guard", "Limits", "check_json"]
 
 BODY_BYTES = 2**20
 LARGE_BYTES = 16 * 2**20
@@ -39,14 +39,6 @@ JSON = "application/json"
 BYTES = "application/octet-stream"
 
 _log = logging.getLogger(__name__)
-
-
-class RefusedError(Exception):
-    """A body that goes no further. `status` is that of the answer: 400 malformed, 413, 415, 422 invalid."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status, self.detail = status, detail
 
 
 class Limits:
@@ -182,15 +174,15 @@ def check_json(body: bytes, *, keys: int = KEYS) -> None:
             object_pairs_hook=_object,
         )
     except UnicodeDecodeError:
-        raise RefusedError(400, "the body is not UTF-8") from None
+        raise RefusedError(400, None, "the body is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise RefusedError(400, f"the body is not JSON: {error}") from None
+        raise RefusedError(400, None, f"the body is not JSON: {error}") from None
     except RecursionError:
-        raise RefusedError(422, f"the body is nested deeper than {DEPTH} levels") from None
+        raise RefusedError(422, None, f"the body is nested deeper than {DEPTH} levels") from None
     count = 0
     for depth, node in _nodes(document):
         if depth > DEPTH:
-            raise RefusedError(422, f"the body is nested deeper than {DEPTH} levels")
+            raise RefusedError(422, None, f"the body is nested deeper than {DEPTH} levels")
         if isinstance(node, dict):
             count += len(node)
             for key in node:
@@ -198,7 +190,7 @@ def check_json(body: bytes, *, keys: int = KEYS) -> None:
         elif isinstance(node, str):
             _text(node)
         if count > keys:
-            raise RefusedError(422, f"the body has more than {keys} keys")
+            raise RefusedError(422, None, f"the body has more than {keys} keys")
 
 
 def _nodes(document: Any) -> Iterator[tuple[int, Any]]:
@@ -213,30 +205,29 @@ def _nodes(document: Any) -> Iterator[tuple[int, Any]]:
 
 def _text(text: str) -> None:
     if "\0" in text:
-        raise RefusedError(422, "text may hold no NUL character")
+        raise RefusedError(422, None, "text may hold no NUL character")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise RefusedError(422, "text may hold no half of a surrogate pair") from None
+        raise RefusedError(422, None, "text may hold no half of a surrogate pair") from None
 
 
 def _float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise RefusedError(422, f"a number must be finite; got {text[:40]}")
+        raise RefusedError(422, None, f"a number must be finite; got {text[:40]}")
     return value
 
 
 def _int(text: str) -> int:
     if len(text) > LONGEST_NUMBER or not math.isfinite(float(text)):
-        raise RefusedError(422, f"a number must be finite; got one of {len(text)} digits")
+        raise RefusedError(422, None, f"a number must be finite; got one of {len(text)} digits")
     return int(text)
 
 
 def _constant(text: str) -> NoReturn:
-    raise RefusedError(
-        422, f"{text} is not JSON; infinity and NaN are written as text, where they are allowed"
-    )
+    detail = f'{text} is not JSON; where such a value is allowed, it is the text "inf", "-inf" or "nan"'
+    raise RefusedError(422, None, detail)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -244,7 +235,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1) if len(pairs) < 1000 else "one"
-        raise RefusedError(422, f"a key may be there once; {twice[:80]!r} is there twice")
+        raise RefusedError(422, None, f"a key may be there once; {twice[:80]!r} is there twice")
     return found
 
 
@@ -258,7 +249,7 @@ def _limit(path: str) -> int:
 
 async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The body, if it is within the limit; one that is not is never kept whole."""
-    too_large = RefusedError(413, f"a body here has at most {limit} bytes")
+    too_large = RefusedError(413, None, f"a body here has at most {limit} bytes")
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and (len(value) > 18 or int(value) > limit):
             raise too_large
@@ -282,7 +273,7 @@ def _check(scope: Scope, body: bytes) -> None:
     given = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
     kind = given.partition(";")[0].strip().lower()
     if kind != wanted:
-        raise RefusedError(415, f"the body must be {wanted}; got {given[:80] or 'no Content-Type'!r}")
+        raise RefusedError(415, None, f"the body must be {wanted}; got {given[:80] or 'no Content-Type'!r}")
     if wanted == JSON:
         check_json(body, keys=LARGE_KEYS if scope["path"].endswith(":import") else KEYS)
 

@@ -196,7 +196,7 @@ def _study(view: StudyView, ids: Mapping[str, int]) -> list[str]:
     best = "–" if view.best is None else f"{float(view.best.value):.5g}".replace("-", "−")
     return [
         _link(view.name, ids),
-        tag("span", view.state, class_="" if view.state == "open" else "notable"),
+        tag("span", view.status, class_="" if view.status in ("running", "finished") else "notable"),
         view.objective or "–",
         view.sampler or "–",
         f"{ended:,}" + ("" if view.budget.trials is None else f" of {view.budget.trials:,}"),

@@ -11,7 +11,7 @@ from starlette.convertors import StringConvertor, register_url_convertor
 
 from tuner.service.schemas import LARGEST, NAME
 
-__all__ = ["STUDY", "TRIAL", "ComparisonName", "Number", "StudyName", "allowed"]
+__all__ = ["STUDY", "TRIAL", "ComparisonName", "Number", "StudyName", "allowed", "is_dashboards"]
 
 
 class _Segment(StringConvertor):
@@ -40,3 +40,11 @@ def _pattern(template: str) -> str:
         _Segment.regex if part.startswith("{") else re.escape(part)
         for part in re.split(r"(\{\w+\})", template)
     )
+
+
+def is_dashboards(path: str) -> bool:
+    """Whether a path is one of the dashboard's own. Its `/` is not: that is our page."""
+    first = path.partition("/")[2].partition("/")
+    if first[0] in ("dashboard", "incompatible-rdb-schema", "favicon.ico"):
+        return first[0] == "dashboard" or not first[1]
+    return first[0] in ("api", "static", "csv", "artifacts") and bool(first[1])

@@ -37,6 +37,7 @@ __all__ = [
     "RETRY_SECONDS",
     "AlreadyRequestedError",
     "Problem",
+    "RefusedError",
     "answer_problems",
     "problem",
     "responses",
@@ -73,6 +74,23 @@ _SLUGS = {
 
 class AlreadyRequestedError(TunerError):
     """The request was handed a trial before, which is no longer its own: ask with another request id."""
+
+
+class RefusedError(Exception):
+    """A request that goes no further.
+
+    Args:
+        status: the HTTP status.
+        slug: the kind of problem, for programs: `urn:tuner:` and this; None for the status's own.
+        detail: the reason, for people; one line that they can act on.
+        headers: more of the answer.
+    """
+
+    def __init__(
+        self, status: int, slug: str | None, detail: str, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.slug, self.detail, self.headers = status, slug, detail, dict(headers or {})
 
 
 class Mistake(BaseModel):
@@ -156,15 +174,15 @@ def of_error(error: BaseException, scope: Scope) -> JSONResponse:
         case StorageError():
             return unexpected(error, scope)
         case AlreadyRequestedError():
-            return problem(409, str(error), slug="already_requested", scope=scope)
+            return problem(409, error.public, slug="already_requested", scope=scope)
         case LeaseLostError():
-            return problem(409, str(error), slug="lease_lost", scope=scope)
+            return problem(409, error.public, slug="lease_lost", scope=scope)
         case ConflictError():
-            return problem(409, str(error), scope=scope)
+            return problem(409, error.public, scope=scope)
         case NotFoundError():
-            return problem(404, str(error), scope=scope)
+            return problem(404, error.public, scope=scope)
         case DefinitionError():
-            return problem(422, str(error), scope=scope)
+            return problem(422, error.public, scope=scope)
         case _:
             return unexpected(error, scope)
 
@@ -188,14 +206,28 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     headers = dict(error.headers or {})
     if error.status_code == 405:  # Starlette names the methods of one route only
         headers["Allow"] = ", ".join(request.app.state.allowed(request.url.path))
-    return problem(error.status_code, str(error.detail), scope=request.scope, headers=headers)
+    detail = str(error.detail)
+    if error.status_code == 404 and detail == HTTPStatus.NOT_FOUND.phrase:  # Starlette's own
+        detail = "there is nothing at this path; GET /v1/openapi.json says what there is"
+    return problem(error.status_code, detail, scope=request.scope, headers=headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     mistakes = [*_mistakes(error)]
-    detail = "; ".join(f"{m['where']}: {m['detail']}" if m["where"] else m["detail"] for m in mistakes)
+    lines = [f"{m['where']}: {m['detail']}" if m["where"] else m["detail"] for m in mistakes]
+    detail = "; ".join([*_elsewhere(request.url.path, error.body), *lines])
     return problem(422, detail, scope=request.scope, errors=mistakes)
+
+
+def _elsewhere(path: str, body: Any) -> list[str]:
+    """Where a document belongs that was sent to the wrong place."""
+    is_comparison = isinstance(body, dict) and "comparison" in body
+    if path == "/v1/studies" and is_comparison:
+        return ["this document is a comparison's: POST it to /v1/comparisons"]
+    if path == "/v1/comparisons" and isinstance(body, dict) and not is_comparison:
+        return ["this document is a study's: POST it to /v1/studies"]
+    return []
 
 
 def _mistakes(error: RequestValidationError) -> list[dict[str, str]]:

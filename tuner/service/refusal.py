@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Scope
 
 from tuner.markup import Html, tag
-from tuner.service.problems import problem
+from tuner.service.paths import is_dashboards
+from tuner.service.problems import RefusedError, problem
 
 __all__ = ["PAGE_POLICY", "STYLE_PATH", "RefusedError", "document", "refusal", "wants_page"]
 
@@ -30,23 +31,6 @@ PAGE_POLICY = (
 """The policy of our pages: they have no scripts."""
 
 
-class RefusedError(Exception):
-    """A request that the front does not let through.
-
-    Args:
-        status: the HTTP status.
-        slug: the kind of problem, for programs: `urn:tuner:` and this.
-        detail: the reason, for people; one line that they can act on.
-        headers: more of the answer.
-    """
-
-    def __init__(
-        self, status: int, slug: str, detail: str, *, headers: Mapping[str, str] | None = None
-    ) -> None:
-        super().__init__(detail)
-        self.status, self.slug, self.detail, self.headers = status, slug, detail, dict(headers or {})
-
-
 def refusal(scope: Scope, refused: RefusedError) -> Response:
     """The answer to a request that is refused."""
     title = HTTPStatus(refused.status).phrase
@@ -59,13 +43,10 @@ def refusal(scope: Scope, refused: RefusedError) -> Response:
             tag("p", tag("a", "To the studies", href="/")),
         )
         return HTMLResponse(document(title, body), refused.status, _page_headers(refused))
+    # what optuna-dashboard's page shows
+    shown: Any = {"reason": refused.detail} if is_dashboards(scope["path"]) else {}
     return problem(
-        refused.status,
-        refused.detail,
-        slug=refused.slug,
-        scope=scope,
-        headers=refused.headers,
-        reason=refused.detail,  # what the dashboard shows
+        refused.status, refused.detail, slug=refused.slug, scope=scope, headers=refused.headers, **shown
     )
 
 

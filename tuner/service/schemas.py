@@ -7,9 +7,19 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from tuner.space import Choice
 from tuner.transfer import check_attributes
@@ -72,6 +82,22 @@ def number_of(written: float | str) -> float:
     return float(written)
 
 
+def _in_words(rule: str) -> WrapValidator:
+    """What a value must be, instead of a line for each of several types."""
+
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"{rule}; got {str(value)[:60]!r}") from None
+
+    return WrapValidator(check)
+
+
+_TOLD = 'must be a finite number, "inf" or "-inf" (a trial whose value is NaN has failed)'
+_REPORTED = 'must be a finite number, "inf", "-inf" or "nan"'
+
+
 def _check_attrs(attrs: dict[str, JsonValue]) -> dict[str, JsonValue]:
     if len(attrs) > ATTRS:
         raise ValueError(f"there may be at most {ATTRS} attributes; got {len(attrs)}")
@@ -125,7 +151,7 @@ class ReportedValue(_Body):
     """A value after a step."""
 
     step: Whole
-    value: Finite | Literal["inf", "-inf", "nan"]
+    value: Annotated[Finite | Literal["inf", "-inf", "nan"], _in_words(_REPORTED)]
 
 
 class Report(Fenced):
@@ -145,7 +171,7 @@ class Tell(Fenced):
     """How a trial ended."""
 
     state: Literal["complete", "pruned", "fail"]
-    value: Finite | Infinite | None = Field(
+    value: Annotated[Finite | Infinite | None, _in_words(_TOLD)] = Field(
         default=None, description="Of a completed trial, or the last of a pruned one."
     )
     attrs: Attrs = Field(default={}, description="User attributes to keep with it.")
@@ -270,6 +296,10 @@ class TrialView(BaseModel):
     started: str | None
     ended: str | None
     failure: str | None = None
+    checkpoint_epoch: int | None = Field(
+        None,
+        description="After this epoch the training was kept: whoever gets the trial next goes on from there.",
+    )
 
 
 class Trials(BaseModel):
@@ -289,6 +319,7 @@ class Importances(BaseModel):
     """By parameter, its share of what decides about the value; empty before there is enough to say."""
 
     importances: dict[str, float]
+    trials: int = Field(description="From so many, the latest that were completed; at most 10,000.")
 
 
 class Counts(BaseModel):
@@ -330,7 +361,11 @@ class StudyView(BaseModel):
     """A study."""
 
     name: str
-    state: State
+    state: State = Field(description="What was last said of it; a study is open until somebody pauses it.")
+    status: Literal["running", "paused", "stopped", "finished", "archived"] = Field(
+        description="How it stands. It is finished when no trial will be handed out, as its budget is used up."
+    )
+    is_finished: bool = Field(description="No trial will be handed out any more, whatever its state.")
     objective: str | None
     direction: str
     sampler: str | None

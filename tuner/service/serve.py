@@ -128,12 +128,13 @@ class Settings:
 
 def service(manager: StudyManager, tokens: Tokens, settings: Settings) -> ASGIApp:
     """The whole service as one ASGI application."""
-    interface = api(manager)
+    interface, dashboard = api(manager), Dashboard(manager.ledger.database)
     add_tokens(interface, tokens)
+    dashboard.documents.warm()
     return front(
         api=interface,
         pages=Pages(manager, tokens),
-        dashboard=Dashboard(manager.ledger.database),
+        dashboard=dashboard,
         tokens=tokens,
         is_ready=Readiness(partial(ready, manager)),
         hosts=settings.hosts,

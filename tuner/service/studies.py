@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
 import optuna
 from fastapi import APIRouter, Depends, Query, Response
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
+from tuner.ask_tell import has_budget
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, NotFoundError
 from tuner.ledger import ARCHIVED, Spent, StudyState
-from tuner.manager import DEFINITION, StudyManager
-from tuner.service.desk import DeskOf
+from tuner.manager import Described, StudyManager, definition_of
+from tuner.service.desk import Desk, DeskOf
 from tuner.service.identity import Identity, Role, needs
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
 from tuner.service.paths import STUDY, StudyName
@@ -24,7 +25,7 @@ from tuner.service.schemas import Best, Importances, Studies, StudyView, as_numb
 from tuner.service.trials import Operator, view, viewer
 from tuner.storage import Mode
 
-__all__ = ["router", "study_view"]
+__all__ = ["router", "study_view", "view_of"]
 
 MOST_FOR_IMPORTANCES = 10_000
 """So many completed trials, the latest, are looked at for importances."""
@@ -35,24 +36,6 @@ operator = [Depends(needs(Role.OPERATOR))]
 Viewer = Annotated[Identity, Depends(needs(Role.VIEWER))]
 
 
-class Described(Protocol):
-    """What is read of a study as a whole."""
-
-    @property
-    def study_name(self) -> str:
-        """Its name."""
-
-    @property
-    def directions(self) -> list[StudyDirection]:
-        """One an objective."""
-
-    @property
-    def user_attrs(self) -> dict[str, Any]:
-        """Our own among them."""
-
-    _study_id: int
-
-
 @router.post(
     "/studies",
     status_code=201,
@@ -61,13 +44,18 @@ class Described(Protocol):
 def create_study(definition: StudyDefinition, who: Operator, desk: DeskOf, response: Response) -> StudyView:
     """Create a study. The same again is answered with 200, another one under the same name with 409."""
     who.check_study(definition.name)
+    if definition.objective is None and not len(definition.space):
+        raise DefinitionError(
+            "space: a study without an objective needs a space of one parameter or more; "
+            "its trials would have none"
+        )
     try:
         is_new = desk.manager.ensure(definition)
     except NotFoundError as error:  # no such objective
-        raise DefinitionError(str(error)) from None
+        raise DefinitionError(error.public) from None
     if not is_new:
         response.status_code = 200
-    return study_view(desk.manager, desk.manager.load(definition.name))
+    return view_of(desk, definition.name)
 
 
 @router.get("/studies", responses=responses())
@@ -97,42 +85,42 @@ def studies(
 @router.get(STUDY, dependencies=viewer, responses=responses(404))
 def study(study: StudyName, desk: DeskOf) -> StudyView:
     """One study."""
-    return study_view(desk.manager, desk.manager.load(study))
+    return view_of(desk, study)
 
 
 @router.post(f"{STUDY}:pause", dependencies=operator, responses=responses(404))
 def pause_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Let no trial begin; those that run go on."""
     desk.manager.pause(study)
-    return study_view(desk.manager, desk.manager.load(study))
+    return view_of(desk, study)
 
 
 @router.post(f"{STUDY}:resume", dependencies=operator, responses=responses(404))
 def resume_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Let trials of a paused or stopped study begin again."""
     desk.manager.resume(study)
-    return study_view(desk.manager, desk.manager.load(study))
+    return view_of(desk, study)
 
 
 @router.post(f"{STUDY}:stop", responses=responses(404))
 def stop_study(study: StudyName, who: Operator, desk: DeskOf) -> StudyView:
     """Let no trial begin, and those that run end with their next report."""
     desk.manager.stop_study(study, by=who.name)
-    return study_view(desk.manager, desk.manager.load(study))
+    return view_of(desk, study)
 
 
 @router.post(f"{STUDY}:archive", dependencies=operator, responses=responses(404))
 def archive_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Take a study out of the list; no trial of it begins."""
     desk.manager.archive(study)
-    return study_view(desk.manager, desk.manager.load(study))
+    return view_of(desk, study)
 
 
 @router.post(f"{STUDY}:unarchive", dependencies=operator, responses=responses(404))
 def unarchive_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Put a study back into the list."""
     desk.manager.archive(study, undo=True)
-    return study_view(desk.manager, desk.manager.load(study))
+    return view_of(desk, study)
 
 
 @router.get(f"{STUDY}/best", dependencies=viewer, responses=responses(404))
@@ -150,7 +138,19 @@ def best(study: StudyName, desk: DeskOf) -> Best:
 @router.get(f"{STUDY}/importances", dependencies=viewer, responses=responses(404))
 def importances(study: StudyName, desk: DeskOf) -> Importances:
     """By parameter, its share of what decides whether a trial is among the best (PED-ANOVA)."""
-    return Importances(importances=_importances(desk.manager.load(study)))
+    found = desk.manager.load(study)
+    if len(found.directions) > 1:
+        raise DefinitionError(f"{study} has several objectives; importances are those of one")
+    ledger = desk.manager.ledger
+    with ledger.transaction(Mode.READ) as session:
+        complete = ledger.database.latest(session, found._study_id, MOST_FOR_IMPORTANCES, TrialState.COMPLETE)
+    chosen = [trial for trial in complete if trial.params]
+    return Importances(importances=_importances(found.direction, chosen), trials=len(chosen))
+
+
+def view_of(desk: Desk, name: str) -> StudyView:
+    """A study as it is shown, by its name."""
+    return study_view(desk.manager, desk.manager.load(name))
 
 
 def study_view(manager: StudyManager, study: Described) -> StudyView:
@@ -161,12 +161,17 @@ def study_view(manager: StudyManager, study: Described) -> StudyView:
         counts = ledger.database.counts(session, study_id)
         is_single = len(study.directions) == 1
         best = ledger.database.best(session, study_id, study.directions[0]) if is_single else None
+        is_unfinished = ledger.is_unfinished(session, study_id)
     definition = _definition(study)
-    is_archived = bool(study.user_attrs.get(ARCHIVED))
+    state = StudyState.ARCHIVED if study.user_attrs.get(ARCHIVED) else spent.state
+    has_room = definition is None or has_budget(definition, spent, definition.trials)
+    is_finished = not has_room and not is_unfinished
     return StudyView.model_validate(
         {
             "name": study.study_name,
-            "state": (StudyState.ARCHIVED if is_archived else spent.state).value,
+            "state": state.value,
+            "status": _status(state, is_finished),
+            "is_finished": is_finished,
             "objective": None if definition is None else definition.objective,
             "direction": ", ".join(direction.name.lower() for direction in study.directions),
             "sampler": None if definition is None else definition.sampler.name,
@@ -186,10 +191,16 @@ def study_view(manager: StudyManager, study: Described) -> StudyView:
     )
 
 
+def _status(state: StudyState, is_finished: bool) -> str:
+    """How a study stands, in a word."""
+    if is_finished and state is not StudyState.ARCHIVED:
+        return "finished"
+    return "running" if state is StudyState.OPEN else state.value
+
+
 def _definition(study: Described) -> StudyDefinition | None:
-    document = study.user_attrs.get(DEFINITION)
     try:
-        return None if document is None else StudyDefinition.model_validate(document)
+        return definition_of(study)
     except ValidationError:  # somebody changed the attribute by hand
         return None
 
@@ -209,17 +220,11 @@ def _amounts(definition: StudyDefinition | None, spent: Spent) -> dict[str, dict
     return {"budget": budget, "left": left}
 
 
-def _importances(study: optuna.Study) -> dict[str, float]:
-    if len(study.directions) > 1:
-        raise DefinitionError(f"{study.study_name} has several objectives; importances are those of one")
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    chosen = [trial for trial in complete if trial.params][-MOST_FOR_IMPORTANCES:]
-    if len(chosen) < 2:
+def _importances(direction: StudyDirection, trials: list[FrozenTrial]) -> dict[str, float]:
+    if len(trials) < 2:
         return {}
-    storage = optuna.storages.InMemoryStorage()  # Optuna reads all trials of a study
-    storage.create_new_study([study.direction], study.study_name)
-    seen = optuna.Study(study.study_name, storage)
-    seen.add_trials(chosen)
+    seen = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction=direction)
+    seen.add_trials(trials)  # Optuna reads all trials of a study
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few trials it says so, and takes all parameters for equal

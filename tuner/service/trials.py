@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -22,6 +24,7 @@ from tuner.service.identity import Identity, Role, needs
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
 from tuner.service.paths import STUDY, TRIAL, Number, StudyName
 from tuner.service.problems import AlreadyRequestedError, responses
+from tuner.service.route import Route
 from tuner.service.schemas import (
     LARGEST,
     Adjust,
@@ -56,7 +59,7 @@ MOST_ATTRS = 1000
 MOST_WAITING = 10_000
 """Enqueued trials of one study that have not begun."""
 
-router = APIRouter(prefix="/v1", tags=["trials"])
+router = APIRouter(prefix="/v1", tags=["trials"], route_class=Route)
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128)]
 Worker = Annotated[Identity, Depends(needs(Role.WORKER))]
@@ -201,6 +204,8 @@ def save_checkpoint(  # noqa: PLR0917 - FastAPI gives them by name
     desk: DeskOf,
 ) -> Empty:
     """Keep the training's state after an epoch, instead of an earlier one."""
+    if not data:
+        raise DefinitionError("a checkpoint needs a body; got none")
     ask_tell, lease = desk.lease(study, number, fence)
     ask_tell.save_checkpoint(lease, epoch, data)
     return Empty()
@@ -274,9 +279,10 @@ def trials(
         found = ledger.database.page(
             session, study_id, after=start_of(page_token), limit=page_size + 1, states=states
         )
+        kept = ledger.checkpointed(session, study_id)
     page = found[:page_size]
     return Trials(
-        trials=[view(trial) for trial in page],
+        trials=[view(trial, kept) for trial in page],
         next_page_token=next_token(page[-1].number if len(found) > page_size else None),
     )
 
@@ -289,11 +295,11 @@ def trial(study: StudyName, number: Number, desk: DeskOf) -> TrialView:
         trial_id = ledger.database.trial_id(session, study_id, number)
         if trial_id is None:
             raise NotFoundError(f"{study} has no trial {number}")
-        return view(ledger.database.trial(session, trial_id))
+        return view(ledger.database.trial(session, trial_id), ledger.checkpointed(session, study_id))
 
 
-def view(trial: FrozenTrial) -> TrialView:
-    """A trial as it is shown."""
+def view(trial: FrozenTrial, kept: Mapping[int, int] = MappingProxyType({})) -> TrialView:
+    """A trial as it is shown; `kept` has the epochs of the checkpoints that there are, by the ids of their trials."""
     values = None if trial.values is None else [as_number(value) for value in trial.values]
     failure = trial.user_attrs.get("failure")
     return TrialView.model_validate(
@@ -302,12 +308,13 @@ def view(trial: FrozenTrial) -> TrialView:
             "state": _state(trial.state),
             "value": values[0] if values and len(values) == 1 else None,
             "values": values,
-            "params": trial.params,
+            "params": {**trial.system_attrs.get("fixed_params", {}), **trial.params},
             "user_attrs": trial.user_attrs,
             "reports": _reports(trial.intermediate_values),
             "started": None if trial.datetime_start is None else trial.datetime_start.isoformat(),
             "ended": None if trial.datetime_complete is None else trial.datetime_complete.isoformat(),
             "failure": failure if isinstance(failure, str) else None,
+            "checkpoint_epoch": kept.get(trial._trial_id),
         }
     )
 

@@ -6,7 +6,7 @@ bin/pip uninstall --quiet --yes pip setuptools
 # what tests and builds others; Plotly's parts for notebooks; examples
 find lib -type d \( -name tests -o -name test \) -prune -exec rm -r {} +
 find lib -type f \( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.c' -o -name '*.cpp' -o -name '*.a' -o -name '*.pyi' \) -delete
-(cd lib/python3*/site-packages && rm -r numpy/f2py plotly/labextension plotly/package_data/widgetbundle.js \
+(cd lib/python3*/site-packages && rm -r plotly/labextension plotly/package_data/widgetbundle.js \
     plotly/package_data/datasets sklearn/datasets/images)
 rm -r share/jupyter
 # symbols for debuggers; not of the libraries that wheels bring along, which stripping may break

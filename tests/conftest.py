@@ -26,12 +26,21 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long tests out, so that `make test` stays within minutes; CHAOS=full, or naming one, runs them."""
+    """Leave the long tests out, so that `make test` stays within minutes; CHAOS=full, or naming one, runs them.
+
+    Those with containers run by themselves only: `make test-docker`, or naming their folder.
+    """
+    if not any("tests/docker" in argument for argument in config.args):
+        _leave_out("docker", config, items)
     if os.environ.get("CHAOS") == "full" or any("::" in argument for argument in config.args):
         return
-    long = [item for item in items if item.get_closest_marker("long")]
-    items[:] = [item for item in items if item not in set(long)]
-    config.hook.pytest_deselected(items=long)
+    _leave_out("long", config, items)
+
+
+def _leave_out(mark: str, config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if item.get_closest_marker(mark)]
+    items[:] = [item for item in items if item not in set(left_out)]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_collection_finish() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from installed import install
 
+import tuner
+
 
 def said(script: str, folder: Path) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
@@ -28,7 +30,18 @@ def said(script: str, folder: Path) -> str:
     "slow", ["scipy.stats", "scipy.optimize", "sklearn", "alembic.script", "plotly.graph_objs"]
 )
 def test_what_only_some_need_is_not_imported(slow: str, tmp_path: Path) -> None:
-    assert said(f"import sys, tuner; print({slow!r} in sys.modules)", tmp_path) == "False"
+    assert (
+        said(f"import sys; from tuner import StudyManager; print({slow!r} in sys.modules)", tmp_path)
+        == "False"
+    )
+
+
+def test_all_that_the_package_names_is_there() -> None:
+    assert set(tuner.__all__) == set(tuner._HOMES)
+    for name, home in tuner._HOMES.items():
+        assert getattr(tuner, name).__module__.startswith(f"tuner.{home}")
+    with pytest.raises(AttributeError, match="'tuner' has no attribute 'Study'"):
+        _ = tuner.Study
 
 
 @pytest.mark.parametrize("slow", ["scipy.stats", "sklearn", "pandas", "matplotlib", "plotly.graph_objs"])

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -20,12 +21,13 @@ import typer
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
 from objectives.epoch import Epoch, Objective
+from tuner import logs
 from tuner.assignment import parse_assignments
 from tuner.catalogue import find_objective, objective_names
 from tuner.comparing import LiveReport, require_unrepeated, told_differences
@@ -35,6 +37,7 @@ from tuner.definition import ComparisonDefinition, StudyDefinition, find_definit
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, TunerError
 from tuner.evidence import find_claims, judged, paragraph, write_paragraph
 from tuner.executors import one_thread
+from tuner.health import ALIVE_FILE, sign_of_life
 from tuner.ledger import StudyState
 from tuner.manager import StudyManager, StudySummary
 from tuner.panda import Session
@@ -49,10 +52,12 @@ from tuner.report import (
     write_report,
 )
 from tuner.samplers import PopulationSettings
-from tuner.schema import HEAD, exists, info, open_storage, upgrade
+from tuner.schema import HEAD, exists, info, open_storage, upgrade, with_password
+from tuner.secrets import read_secret
 from tuner.storage import DEFAULT_URL, cached, safe_url
 from tuner.termination import raise_at_termination
 from tuner.training import planned_epochs
+from tuner.transfer import read_document
 from tuner.trial_run import Outcome
 
 if TYPE_CHECKING:
@@ -128,18 +133,40 @@ PointArgument = Annotated[
 ValuesArgument = Annotated[
     list[str], typer.Argument(help="name=value, of what can be adjusted.", metavar="NAME=VALUE")
 ]
+PASSWORD_FILE = "TUNER_DATABASE_PASSWORD_FILE"
+
+
+def _with_password(storage: str) -> str:
+    """The URL with the password of the file that the environment names, unless it has one, or needs none."""
+    file = os.environ.get(PASSWORD_FILE)
+    return storage if file is None else with_password(storage, read_secret(Path(file), PASSWORD_FILE))
+
+
+FileArgument = Annotated[Path, typer.Argument(help="The file.", metavar="FILE")]
 StorageOption = Annotated[
     str,
-    typer.Option("--storage", envvar="OPTUNA_STORAGE", help="The database: sqlite:///FILE or postgresql://…"),
+    typer.Option(
+        "--storage",
+        envvar="OPTUNA_STORAGE",
+        callback=_with_password,
+        help="The database: sqlite:///FILE or postgresql://…, its password in the file that "
+        f"{PASSWORD_FILE} names.",
+    ),
 ]
 WorkersOption = Annotated[
     int,
-    typer.Option("--workers", min=1, help="Trials at once; by default one a core of this machine."),
+    typer.Option(
+        "--workers",
+        envvar="TUNER_WORKERS",
+        min=1,
+        help="Trials at once; by default one a core of this machine.",
+    ),
 ]
 ExecutorOption = Annotated[
     str,
     typer.Option(
         "--executor",
+        envvar="TUNER_EXECUTOR",
         help="Where trials run: `processes` or `threads` of this machine, or `dask://HOST:PORT`, a Dask scheduler.",
     ),
 ]
@@ -154,10 +181,18 @@ TokenFileOption = Annotated[
     typer.Option(envvar="TUNER_TOKEN_FILE", help="With --url: a file with a token of an operator's."),
 ]
 AllowHttpOption = Annotated[
-    bool, typer.Option("--allow-http", help="Send the token in the clear, in a network of your own.")
+    bool,
+    typer.Option(
+        "--allow-http",
+        envvar="TUNER_ALLOW_HTTP",
+        help="Send the token in the clear, in a network of your own.",
+    ),
 ]
 CaFileOption = Annotated[
-    Path | None, typer.Option(help="Trust the certificates in this file instead of the usual ones.")
+    Path | None,
+    typer.Option(
+        envvar="TUNER_CA_FILE", help="Trust the certificates in this file instead of the usual ones."
+    ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="`json` for other programs.")]
 PATIENCE = 10.0
@@ -440,17 +475,32 @@ def worker(  # noqa: PLR0917 - each is an option of the command line
     ] = None,
     allow_http: AllowHttpOption = False,
     ca_file: CaFileOption = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TUNER_LOG_LEVEL",
+            help="Log as the service does, JSON, with the requests' ids: debug, info, warning or error.",
+        ),
+    ] = None,
+    alive_file: Annotated[
+        Path | None,
+        typer.Option(envvar=ALIVE_FILE, help="Touch it as a sign of life, at which `tuner-health` looks."),
+    ] = None,
 ) -> None:
     """Run trials for a service, from this or any machine. It needs a token, and never sees the database."""
     from tuner.client.worker import WorkerSettings, work  # noqa: PLC0415 - HTTP, which most commands need not load
 
     settings = WorkerSettings(
         url,
-        _read_token(token_file),
+        read_secret(token_file, "--token-file"),
         study,
         allow_http=allow_http,
         ca_file=None if ca_file is None else str(ca_file),
+        log_level=log_level,
     )
+    if log_level is not None:
+        logs.configure(log_level)
+    look = sign_of_life(alive_file)
     ended = 0
 
     def on_outcome(outcome: Outcome) -> None:
@@ -459,22 +509,25 @@ def worker(  # noqa: PLR0917 - each is an option of the command line
         say(_outcome_line(outcome))
 
     def say(line: str) -> None:
-        err.print(line, markup=False, highlight=False, soft_wrap=True)
+        if log_level is not None:
+            logging.getLogger("tuner.worker").info(line)
+        else:
+            err.print(line, markup=False, highlight=False, soft_wrap=True)
 
     try:
-        work(settings, workers=workers, executor=executor, idle=idle, on_outcome=on_outcome, on_news=say)
+        work(
+            settings,
+            workers=workers,
+            executor=executor,
+            idle=idle,
+            on_outcome=on_outcome,
+            on_news=say,
+            on_look=look,
+        )
     except KeyboardInterrupt:
         say(f"Stopped. {ended} trials have ended here; what was given back, others take up.")
         raise typer.Exit(130) from None
     say(f"{ended} trials have ended here")
-
-
-def _read_token(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise DefinitionError(f"--token-file {path}: {reason}") from None
 
 
 def _outcome_line(outcome: Outcome) -> str:
@@ -603,7 +656,7 @@ def _verbs(
     from tuner.client.verbs import RemoteManager  # noqa: PLC0415
 
     certificates = None if ca_file is None else str(ca_file)
-    token = _read_token(token_file)
+    token = read_secret(token_file, "--token-file")
     return RemoteManager(Client(url, token, patience=PATIENCE, allow_http=allow_http, ca_file=certificates))
 
 
@@ -775,12 +828,33 @@ def serve(  # noqa: PLR0917 - each is an option of the command line
     log_level: Annotated[
         str, typer.Option(envvar="TUNER_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
+    admin_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TUNER_ADMIN_TOKEN_FILE",
+            help="Let in the token in this file as an administrator's, instead of making one at the first start.",
+        ),
+    ] = None,
+    worker_token_file: Annotated[
+        Path | None,
+        typer.Option(envvar="TUNER_WORKER_TOKEN_FILE", help="Let in the token in this file as a worker's."),
+    ] = None,
+    lease_seconds: Annotated[
+        float,
+        typer.Option(
+            envvar="TUNER_LEASE_SECONDS",
+            help="A trial goes to another worker when nothing was heard of it for so long.",
+        ),
+    ] = 120.0,
 ) -> None:
     """Serve ask, report and tell over HTTP, and the dashboard behind a login. Ctrl-C ends it."""
     from tuner.service.serve import Settings, serve  # noqa: PLC0415 - a second that no other command should wait
 
     names = tuple(allowed_hosts or ())
-    settings = Settings(storage, host, port, behind_proxy, tls_cert, tls_key, names, log_level)
+    token_files = (admin_token_file, worker_token_file)
+    settings = Settings(
+        storage, host, port, behind_proxy, tls_cert, tls_key, names, log_level, *token_files, lease_seconds
+    )
     serve(settings, lambda line: print(line, flush=True))  # noqa: T201 - whole lines, whatever the terminal
 
 
@@ -880,6 +954,90 @@ def storage_upgrade(storage: StorageOption = DEFAULT_URL) -> None:
     before, after = upgrade(storage)
     news = "is up to date" if before == after else f"was upgraded from version {before or 'none'}"
     out.print(f"{safe_url(storage)} {news} (version {after})", soft_wrap=True, markup=False, highlight=False)
+
+
+@storage_app.command(
+    "backup",
+    epilog="**Examples**\n\n`tuner storage backup monday.db`\n\n"
+    "`tuner storage backup monday.db --storage postgresql://tuner@db/tuner`",
+)
+def storage_backup(file: FileArgument, storage: StorageOption = DEFAULT_URL) -> None:
+    """Write all that a database holds into a new file, while it is in use: an SQLite database that can be opened."""
+    from tuner.backup import backup  # noqa: PLC0415 - what only this and `restore` need
+
+    with _rows() as on_rows:
+        backup(storage, file, on_rows)
+    studies = info(f"sqlite:///{file}").studies
+    _say(f"{safe_url(storage)} is in {file} ({studies} studies)")
+
+
+@storage_app.command(
+    "restore",
+    epilog="**Examples**\n\n`tuner storage restore monday.db --storage sqlite:///new.db`\n\n"
+    "`tuner storage restore monday.db --storage postgresql://tuner@db/tuner`",
+)
+def storage_restore(file: FileArgument, storage: StorageOption = DEFAULT_URL) -> None:
+    """Put a backup, of either kind of database, into one that holds no studies; all of it, or nothing."""
+    from tuner.backup import restore  # noqa: PLC0415 - as for `backup`
+
+    with _rows() as on_rows:
+        restore(storage, file, on_rows)
+    _say(f"{safe_url(storage)} holds {info(storage).studies} studies")
+
+
+@contextmanager
+def _rows() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows how a copy gets on; yields what to call with each block of rows."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=err, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def on_rows(table: str, done: int, total: int) -> None:
+            if table not in tasks:
+                tasks[table] = bars.add_task(table)
+            bars.update(tasks[table], completed=done, total=total)
+
+        yield on_rows
+
+
+@app.command(
+    "export",
+    epilog="**Examples**\n\n`tuner export digits digits.json`\n\n"
+    "`tuner export digits digits.json --storage postgresql://tuner@db/tuner`",
+)
+def export_(name: NameArgument, file: FileArgument, storage: StorageOption = DEFAULT_URL) -> None:
+    """Write a study with all of its trials into a new file, as one document: for another database, or a program."""
+    document = _existing(storage).export_study(name)
+    try:
+        with file.open("x") as written:
+            json.dump(document, written, allow_nan=False, indent=1)
+            written.write("\n")
+    except FileExistsError:
+        raise ConflictError(f"{file} is there already; an export goes into a new file") from None
+    except OSError as error:
+        raise TunerError(f"cannot write {file}: {error.strerror}") from None
+    _say(f"{name} is in {file} ({len(document['trials'])} trials)")
+
+
+@app.command(
+    "import",
+    epilog="**Examples**\n\n`tuner import digits.json`\n\n"
+    "`tuner import digits.json --storage postgresql://tuner@db/tuner`",
+)
+def import_(file: FileArgument, storage: StorageOption = DEFAULT_URL) -> None:
+    """Take up a study that was exported. Trials that were running then wait, and run again."""
+    try:
+        document = read_document(file.read_bytes())
+    except OSError as error:
+        raise NotFoundError(f"{file}: {error.strerror}") from None
+    except DefinitionError as error:
+        raise DefinitionError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from None
+    StudyManager(storage).import_study(document)
+    _say(f"{document.definition.name} is in {safe_url(storage)} ({len(document.trials)} trials)")
+
+
+def _say(line: str) -> None:
+    out.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def main() -> None:

@@ -24,7 +24,18 @@ from tuner.errors import StorageError
 from tuner.storage import BUSY_SECONDS, Database, explain, safe_url
 from tuner.tables import metadata
 
-__all__ = ["HEAD", "VERSIONS", "StorageInfo", "absolute", "exists", "info", "open_storage", "upgrade"]
+__all__ = [
+    "HEAD",
+    "VERSIONS",
+    "StorageInfo",
+    "absolute",
+    "exists",
+    "info",
+    "make",
+    "open_storage",
+    "upgrade",
+    "with_password",
+]
 
 HEAD = "0003"
 """The version of `tuner.tables`."""
@@ -156,6 +167,18 @@ def absolute(url: str) -> str:
     return _text(parsed)
 
 
+def with_password(url: str, password: str) -> str:
+    """The URL of a server with this password, unless it has one; SQLite needs none.
+
+    Raises:
+        StorageError: `url` is no URL of a database.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite" or parsed.password is not None:
+        return url
+    return _text(make_url(url).set(password=password))
+
+
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
@@ -226,6 +249,26 @@ def _stamp(connection: sa.Connection, table: str) -> str | None:
     return version
 
 
+def make(url: str, version: str) -> None:
+    """Make the tables, ours of this version, in a database that has none.
+
+    Raises:
+        StorageError: it cannot be opened, or there is no such version.
+    """
+    parsed = _parse(url)
+    with _explained(safe_url(url)), _lock(parsed):
+        if version not in VERSIONS:
+            raise StorageError(
+                f"tables of version {version} are newer than this program ({HEAD}); upgrade this program"
+            )
+        database = Database(_text(parsed))
+        try:
+            with database.engine.begin() as connection:
+                _alembic("upgrade", connection, version, is_new=True)
+        finally:
+            database.close()
+
+
 def _create(url: URL) -> None:
     """Make all tables that are missing, unless another process was quicker."""
     version, optunas = _versions(url)
@@ -241,7 +284,7 @@ def _create(url: URL) -> None:
         database.close()
 
 
-def _alembic(command: str, connection: sa.Connection, revision: str) -> None:
+def _alembic(command: str, connection: sa.Connection, revision: str, *, is_new: bool = False) -> None:
     """Run one of Alembic's commands inside the connection's transaction."""
     from alembic import command as commands  # noqa: PLC0415 - only where tables are made or changed
     from alembic.config import Config  # noqa: PLC0415
@@ -249,7 +292,7 @@ def _alembic(command: str, connection: sa.Connection, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes.update(connection=connection, version_table=VERSION_TABLE)
-    if command == "upgrade" and not sa.inspect(connection).has_table(VERSION_TABLE):
+    if command == "upgrade" and not is_new and not sa.inspect(connection).has_table(VERSION_TABLE):
         commands.stamp(config, VERSIONS[0])
     getattr(commands, command)(config, revision)
 

@@ -20,7 +20,7 @@ from optuna.distributions import (
     json_to_distribution,
 )
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError
@@ -35,6 +35,7 @@ __all__ = [
     "TrialDocument",
     "check_attributes",
     "dump",
+    "read_document",
     "trials_of",
 ]
 
@@ -43,6 +44,7 @@ FORMAT = "tuner-study-1"
 LARGEST = 2**31 - 1
 MOST_TRIALS = 100_000
 MOST_ATTRS = 1000
+MOST_MISTAKES = 10
 
 Text = Annotated[str, Field(min_length=1, max_length=512)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -100,6 +102,20 @@ def dump(definition: StudyDefinition, trials: Sequence[FrozenTrial], spent: Spen
         "spent": {"epochs": spent.epochs, "seconds": spent.seconds},
         "trials": [_dump_trial(trial) for trial in trials],
     }
+
+
+def read_document(text: bytes) -> StudyDocument:
+    """The document that a file or a request holds, as JSON.
+
+    Raises:
+        DefinitionError: it is none; a line for each mistake, with its place.
+    """
+    try:
+        return StudyDocument.model_validate_json(text)
+    except ValidationError as error:
+        mistakes = error.errors()[:MOST_MISTAKES]
+        lines = (f"{'.'.join(map(str, m['loc']))}: {m['msg']}".removeprefix(": ") for m in mistakes)
+        raise DefinitionError("\n".join(lines)) from None
 
 
 def trials_of(document: StudyDocument) -> list[FrozenTrial]:

@@ -17,12 +17,12 @@ from fastapi.responses import HTMLResponse
 from starlette.types import ASGIApp
 
 from tuner import StudyDefinition, StudyManager
+from tuner.logs import OneLine
 from tuner.service.app import ready
 from tuner.service.auth import Attempts, Tokens
 from tuner.service.dashboard import Dashboard
 from tuner.service.front import Readiness, front
 from tuner.service.identity import Identity, Role, needs
-from tuner.service.logs import OneLine
 from tuner.service.pages import Pages
 
 __all__ = ["Knocker", "Service", "log_lines", "some_trials", "stand_in"]

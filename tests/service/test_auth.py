@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tuner.errors import DefinitionError, NotFoundError
+from tuner.errors import ConflictError, DefinitionError, NotFoundError
 from tuner.schema import open_storage
 from tuner.service.auth import LOGIN_SECONDS, REMEMBERED_SECONDS, USE_SECONDS, Attempts, Tokens
 from tuner.service.identity import Identity, Role
@@ -113,6 +113,47 @@ def test_no_credentials_by_default_and_the_first_is_made_once(
     assert tokens.verify(first) == Identity("admin", Role.ADMIN)
     tokens.revoke(tokens.all()[0].id)
     assert tokens.create_first() is None  # whoever locked himself out has the command line
+
+
+PROVIDED = f"tuner_{'a' * 12}_{'b' * 64}"
+
+
+def test_a_token_from_a_file_is_let_in_and_its_successor_takes_its_place(
+    process: Callable[[], Tokens], database: Database
+) -> None:
+    tokens, elsewhere = process(), process()
+    for _ in range(2):  # as at each start
+        assert tokens.provide(Role.WORKER, PROVIDED).name == "provided-worker"
+    assert elsewhere.verify(PROVIDED) == Identity("provided-worker", Role.WORKER)
+    assert len(tokens.all()) == 1
+    by_hand = tokens.create("by-hand", Role.WORKER)[0]
+    tokens.provide(Role.ADMIN, admin := f"tuner_{'c' * 12}_{'d' * 64}")
+    tokens.provide(Role.WORKER, successor := f"tuner_{'e' * 12}_{'f' * 64}")
+    assert tokens.verify(PROVIDED) is None
+    assert all(tokens.verify(text) is not None for text in (by_hand, admin, successor))
+    with database.transaction() as session:
+        assert "b" * 64 not in repr(session.execute(sa.select(TokenRow.__table__)).all())
+
+
+def test_a_provided_token_that_was_revoked_stays_so(tokens: Tokens) -> None:
+    tokens.revoke(tokens.provide(Role.ADMIN, PROVIDED).id)
+    assert tokens.provide(Role.ADMIN, PROVIDED).revoked is not None
+    assert tokens.verify(PROVIDED) is None
+
+
+@pytest.mark.parametrize("text", ["", "secret", PROVIDED[:-1], PROVIDED.upper(), f"{PROVIDED}\n{PROVIDED}"])
+def test_what_is_no_token_is_not_provided(tokens: Tokens, text: str) -> None:
+    with pytest.raises(DefinitionError, match="a token reads tuner_ID_SECRET"):
+        tokens.provide(Role.ADMIN, text)
+    assert tokens.all() == []
+
+
+def test_a_provided_token_takes_nobody_elses_id_or_role(tokens: Tokens) -> None:
+    tokens.provide(Role.WORKER, PROVIDED)
+    for role, text in ((Role.ADMIN, PROVIDED), (Role.WORKER, f"tuner_{'a' * 12}_{'c' * 64}")):
+        with pytest.raises(ConflictError, match="there is another token of the id aaaaaaaaaaaa"):
+            tokens.provide(role, text)
+    assert [token.role for token in tokens.all()] == ["worker"]
 
 
 def test_revoked_here_at_once_and_elsewhere_within_seconds(

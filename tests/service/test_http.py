@@ -174,3 +174,35 @@ def test_certificates_of_ones_own(tmp_path: Any) -> None:
     for name in ("no.pem", "absent.pem"):
         with pytest.raises(DefinitionError, match=r"holds no certificates"):
             Transport(URL, TOKEN, ca_file=str(tmp_path / name))
+
+
+def test_a_call_has_one_name_in_the_logs_of_both_sides(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return (
+            problem(503, "storage_unavailable", "later") if len(asked) == 1 else httpx.Response(200, json={})
+        )
+
+    with caplog.at_level("INFO", "tuner.client.http"):
+        calls = transport(answer, patience=30.0)
+        calls.post("/v1/studies")
+        calls.get("/v1/studies")
+    [first, again, other] = [request.headers["X-Request-ID"] for request in asked]
+    assert first == again != other
+    assert "Idempotency-Key" not in asked[2].headers
+    logged = [record.fields for record in caplog.records if record.getMessage() == "call"]  # type: ignore[attr-defined]
+    assert [(call["request_id"], call["method"], call["result"]) for call in logged] == [
+        (first, "POST", "200"),
+        (other, "GET", "200"),
+    ]
+
+
+def test_a_call_that_is_refused_is_logged_with_the_reason_and_without_the_token(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls = transport(lambda _: problem(409, "conflict", f"no, {TOKEN}"))
+    with caplog.at_level("INFO", "tuner.client.http"), pytest.raises(ConflictError):
+        calls.post("/v1/studies")
+    assert [record.fields["result"] for record in caplog.records] == ["no, …"]  # type: ignore[attr-defined]

@@ -18,8 +18,10 @@ from typing import Any
 import httpx
 import pytest
 from command import Program, run
+from sqlalchemy.engine import make_url
 
 from tuner.errors import DefinitionError, TunerError
+from tuner.schema import with_password
 from tuner.service.auth import duration
 from tuner.service.serve import Settings, _listen
 
@@ -93,6 +95,68 @@ def test_the_first_start_prints_a_token_and_no_other(start: Callable[..., Runnin
     again = start()
     assert "tuner_" not in again.said
     assert again.get("/v1/studies", first.token).status_code == 200
+
+
+def test_tokens_of_files_are_let_in_and_none_is_shown(start: Callable[..., Running], tmp_path: Path) -> None:
+    texts = {role: f"tuner_{role[0] * 12}_{'0' * 64}" for role in ("admin", "beginner")}
+    for role, text in texts.items():
+        (tmp_path / role).write_text(f"{text}\n")
+    files = {"TUNER_ADMIN_TOKEN_FILE": "admin", "TUNER_WORKER_TOKEN_FILE": "beginner"}
+    running = start(**files)
+    assert "tuner_" not in running.said
+    assert running.get("/v1/tokens", texts["admin"]).status_code == 200
+    assert running.get("/v1/tokens", texts["beginner"]).status_code == 403
+    assert running.get("/v1/studies", texts["beginner"]).status_code == 200
+    assert "0" * 64 not in running.log()
+
+
+def test_only_a_workers_token_of_a_file_leaves_the_first_to_be_made(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    (tmp_path / "worker").write_text(f"tuner_{'a' * 12}_{'0' * 64}")
+    running = start(TUNER_WORKER_TOKEN_FILE="worker")
+    assert running.get("/v1/tokens").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        ("", "a secret is one line of printable characters; this is none"),
+        ("hunter2", "a token reads tuner_ID_SECRET"),
+    ],
+)
+def test_a_token_file_that_holds_none_stops_the_start(
+    tmp_path: Path, content: str | None, reason: str
+) -> None:
+    if content is not None:
+        (tmp_path / "token").write_text(content)
+    environment = {"TUNER_ADMIN_TOKEN_FILE": "token"}
+    done = run("serve", "--port", "0", folder=tmp_path, environment=environment)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert reason in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_the_databases_password_comes_from_a_file(tmp_path: Path) -> None:
+    secret = "p@ss/word:%25"
+    assert with_password("sqlite:///x.db", secret) == "sqlite:///x.db"
+    assert with_password("postgresql://u:own@h/d", secret) == "postgresql://u:own@h/d"
+    url = make_url(with_password("postgresql://u@h/d", secret))
+    assert (url.drivername, url.password) == ("postgresql", secret)
+    (tmp_path / "password").write_text(f"{secret}\n")
+    storage = "postgresql://nobody@localhost:1/d"
+
+    def info(file: str) -> tuple[int, str]:
+        environment = {"TUNER_DATABASE_PASSWORD_FILE": file}
+        done = run("storage", "info", "--storage", storage, folder=tmp_path, environment=environment)
+        return done.returncode, done.stderr
+
+    code, said = info("password")
+    assert code == 1
+    assert "nobody:***@localhost:1/d" in said
+    assert info("none") == (2, "error: TUNER_DATABASE_PASSWORD_FILE none: No such file or directory\n")
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])

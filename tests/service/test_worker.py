@@ -408,9 +408,28 @@ def test_the_command_ends_with_its_study(tmp_path: Path, served: Served) -> None
     assert said.endswith("3 trials have ended here\n")
 
 
+@pytest.mark.parametrize("executor", ["threads", "processes"])
+def test_the_command_logs_its_calls_and_shows_that_it_lives(
+    tmp_path: Path, served: Served, executor: str
+) -> None:
+    served.manager.create(definition(budget={"trials": 2}))
+    options = ("--study", "walks", "--executor", executor, "--log-level", "info", "--alive-file", "alive")
+    worker = cli(served, tmp_path, *options)
+    _, said = worker.communicate(timeout=60)
+    assert worker.returncode == 0, said
+    assert (tmp_path / "alive").exists()
+    records = [json.loads(line) for line in said.splitlines()]
+    assert records[-1]["message"] == "2 trials have ended here"
+    calls = [record for record in records if record["message"] == "call"]
+    assert sum(call["path"].endswith(":tell") for call in calls) == 2  # of the processes that run trials, too
+    assert len({call["request_id"] for call in calls}) == len(calls)
+    assert TOKEN not in said
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
+        (["--log-level", "loud"], "--log-level is one of debug, info, warning, error; got 'loud'"),
         (["--study", "absent"], "no study is named 'absent'"),
         (["--token-file", "absent"], "--token-file absent: No such file"),
         (["--url", "http://tuner.example.com"], "in the clear"),

@@ -2,7 +2,7 @@
 
 Every call that changes something carries an id of its own (`Idempotency-Key`), the same for each try. What the service
 refuses becomes the error that the same mistake is in this process (`tuner.errors`), in one line that never holds the
-token.
+token. Every call has a name (`X-Request-ID`), the same for each try, under which both sides log it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import datetime
 import email.utils
 import ipaddress
 import json
+import logging
 import ssl
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Any, Self
@@ -46,6 +48,8 @@ UNAVAILABLE = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses after which another try may go through."""
 
 LONGEST_TEXT = 1000
+
+_log = logging.getLogger(__name__)
 
 _BY_SLUG: dict[str, type[TunerError]] = {
     "lease_lost": LeaseLostError,
@@ -180,11 +184,35 @@ class Transport:
         patience: float | None = None,
     ) -> httpx.Response:
         """One call, tried again while the service does not answer; errors as in `post`."""
-        headers = {} if method == "GET" else {"Idempotency-Key": key or uuid.uuid4().hex}
+        name, began = uuid.uuid4().hex, time.perf_counter()
+        headers = {"X-Request-ID": name}
+        if method != "GET":
+            headers["Idempotency-Key"] = key or name
         if media_type:
             headers["Content-Type"] = media_type
         request = {"params": query or None, "content": content, "headers": headers}
-        patience = self.patience if patience is None else patience
+        result = "no answer"
+        try:
+            response = self._patiently(method, path, request, self.patience if patience is None else patience)
+            result = str(response.status_code)
+            return response
+        except TunerError as error:
+            result = str(error)
+            raise
+        finally:
+            took = round(1000 * (time.perf_counter() - began), 1)
+            fields = {
+                "request_id": name,
+                "method": method,
+                "path": path,
+                "result": result,
+                "milliseconds": took,
+            }
+            _log.info("call", extra={"fields": fields})
+
+    def _patiently(
+        self, method: str, path: str, request: Mapping[str, Any], patience: float
+    ) -> httpx.Response:
         trying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_NotNowError),
             wait=_wait,

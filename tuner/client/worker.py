@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
+from tuner import logs
 from tuner.ask_tell import Lease
 from tuner.catalogue import find_objective, objective_names
 from tuner.client.client import KEEP_SECONDS, LONGEST_WAIT, Waiting
@@ -75,8 +76,9 @@ class WorkerSettings:
     """Whom a worker serves.
 
     `study` is the one whose trials it runs, or a comparison, all of whose studies it runs; None: all whose objectives
-    it has. `keep_seconds` is how often, at most, it uploads a checkpoint for the next attempt at a trial. The rest is
-    as in `tuner.client.Client`.
+    it has. `keep_seconds` is how often, at most, it uploads a checkpoint for the next attempt at a trial. With a
+    `log_level`, the processes that run trials log their calls as `tuner.logs` has it. The rest is as in
+    `tuner.client.Client`.
     """
 
     url: str
@@ -86,6 +88,11 @@ class WorkerSettings:
     allow_http: bool = False
     ca_file: str | None = None
     keep_seconds: float = KEEP_SECONDS
+    log_level: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.log_level is not None:
+            logs.check_level(self.log_level)
 
     def transport(self, *, patience: float | None = None, timeout: float = TIMEOUT) -> Transport:
         """A way to the service; with another patience, if one is given."""
@@ -108,6 +115,7 @@ def work(
     idle: float | None = None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     on_news: Callable[[str], None] = lambda line: None,
+    on_look: Callable[[], None] = lambda: None,
 ) -> None:
     """Run trials for a service: with a study until that is finished, else for as long as there is no other reason.
 
@@ -118,6 +126,7 @@ def work(
         idle: end after so many seconds without any trial; None: wait for further ones for ever.
         on_outcome: called in this thread with each trial's end.
         on_news: called in this thread with a line on what is served, and on what is waited for.
+        on_look: called in this thread every few seconds, whatever the trials do: a sign of life.
 
     Raises:
         AccessDeniedError: the token is unknown, or is not for workers.
@@ -143,7 +152,7 @@ def work(
         watch.look()
         on_news(f"working for {settings.url}: {what}; {workers} at once, in {_name(executor)}")
         job = _Job(settings, objectives, Path(folder, "stop"), is_comparison)
-        loop = _Loop(job, workers, idle, watch, on_outcome, on_news)
+        loop = _Loop(job, workers, idle, watch, on_outcome, on_news, on_look)
         try:
             while loop.goes_on:
                 with open_pool(workers) as pool:
@@ -284,6 +293,8 @@ class _Connection:
 
     def __init__(self, job: _Job) -> None:
         self._job, self._transport = job, job.settings.transport()
+        if job.settings.log_level is not None:
+            logs.configure(job.settings.log_level)
         self._studies: dict[str, RemoteAskTell] = {}
         self._lock = threading.Lock()
 
@@ -415,6 +426,7 @@ class _Loop:
     watch: _Watch
     on_outcome: Callable[[Outcome], None]
     on_news: Callable[[str], None]
+    on_look: Callable[[], None]
     goes_on: bool = True
     _running: dict[Future[Any], str] = field(default_factory=dict)
     _tasks: Iterator[int] = field(default_factory=functools.partial(iter, range(2**62)))
@@ -431,6 +443,7 @@ class _Loop:
         greeting = submit_greeting(pool)
         try:
             while self.goes_on:
+                self.on_look()
                 self._fill(pool)
                 self._take_done(pool, greeting)
         except BrokenExecutor as error:

@@ -26,7 +26,7 @@ from typing import Any, cast
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from tuner.errors import DefinitionError, NotFoundError, StorageError
+from tuner.errors import ConflictError, DefinitionError, NotFoundError, StorageError
 from tuner.service.identity import Identity, Role
 from tuner.storage import Database, Mode, patiently
 from tuner.tables import TokenRow
@@ -44,6 +44,12 @@ USE_SECONDS = 60.0
 """A token's last use is written at most so often."""
 
 LOGIN_SECONDS = 12 * 3600.0
+
+PROVIDED = "provided-"
+"""Begins the name of a token that was not made here; the role follows."""
+
+_LOCK = "SELECT pg_advisory_xact_lock(7462)"
+"""Held by whoever makes tokens that are to be there once."""
 
 _TOKEN = re.compile(r"tuner_([0-9a-f]{12})_([0-9a-f]{64})")
 _LOGIN = re.compile(r"([0-9a-f]{12}-[0-9a-f]{12})_([0-9a-f]{64})")
@@ -124,10 +130,46 @@ class Tokens:
         """Make an administrator's token where no token was ever made; None where one was."""
         with self._database.transaction() as session:
             if not self._database.is_sqlite:  # there, whoever writes is alone
-                session.execute(sa.text("SELECT pg_advisory_xact_lock(7462)"))
+                session.execute(sa.text(_LOCK))
             if session.scalar(sa.select(sa.exists(sa.select(_tokens.c.token_id)))):
                 return None
             return self._insert(session, "admin", Role.ADMIN)[0]
+
+    def provide(self, role: Role, text: str) -> TokenInfo:
+        """Let in a token that was made elsewhere, as from a secret's file; once more is the same.
+
+        One that was provided for this role before, and is another, is revoked: so who changes the secret, changes it
+        here. One that was revoked stays so.
+
+        Raises:
+            DefinitionError: the text is no token.
+            ConflictError: there is another token of this id.
+        """
+        if (found := _TOKEN.fullmatch(text)) is None:
+            raise DefinitionError(
+                "a token reads tuner_ID_SECRET, of 12 and 64 hexadecimal digits; this is none"
+            )
+        token_id, name = found[1], f"{PROVIDED}{role.name.lower()}"
+        earlier = sa.and_(
+            _tokens.c.name == name, _tokens.c.token_id != token_id, _tokens.c.revoked_at.is_(None)
+        )
+        with self._database.transaction() as session:
+            if not self._database.is_sqlite:  # there, whoever writes is alone
+                session.execute(sa.text(_LOCK))
+            row = session.execute(sa.select(_tokens).where(_tokens.c.token_id == token_id)).first()
+            if row is not None and (row.digest, row.role) != (_digest(text), role.name.lower()):
+                raise ConflictError(
+                    f"there is another token of the id {token_id}: make a new one for {role.name.lower()}"
+                )
+            if row is None:
+                values = {"name": name, "role": role.name.lower(), "prefix": "", "expires_at": None}
+                info = self._add(session, text, token_id, values)
+            else:
+                info = _info(row)
+            for old in session.scalars(sa.select(_tokens.c.token_id).where(earlier)).all():
+                self._end(session, old)
+        self._forget()
+        return info
 
     @patiently
     def all(self) -> list[TokenInfo]:
@@ -146,9 +188,7 @@ class Tokens:
         with self._database.transaction() as session:
             if session.scalar(sa.select(_tokens.c.token_id).where(mine, ~_is_login)) is None:
                 raise NotFoundError(f"no token has the id {token_id!r}")
-            alive = sa.and_(mine, _tokens.c.revoked_at.is_(None))
-            session.execute(sa.update(_tokens).where(alive).values(revoked_at=self._clock()))
-            session.execute(sa.delete(_tokens).where(_tokens.c.token_id.startswith(f"{token_id}-")))
+            self._end(session, token_id)
         self._forget()
 
     def remembered(self, text: str) -> Identity | None:
@@ -258,6 +298,11 @@ class Tokens:
     def _add(self, session: Session, text: str, token_id: str, values: dict[str, Any]) -> TokenInfo:
         row = {"token_id": token_id, "digest": _digest(text), "created_at": self._clock(), **values}
         return _info(session.execute(sa.insert(_tokens).values(row).returning(*_tokens.c)).one())
+
+    def _end(self, session: Session, token_id: str) -> None:
+        alive = sa.and_(_tokens.c.token_id == token_id, _tokens.c.revoked_at.is_(None))
+        session.execute(sa.update(_tokens).where(alive).values(revoked_at=self._clock()))
+        session.execute(sa.delete(_tokens).where(_tokens.c.token_id.startswith(f"{token_id}-")))
 
     def _note_use(self, token_id: str, now: float) -> None:
         is_old = sa.or_(_tokens.c.last_used_at.is_(None), _tokens.c.last_used_at <= now - USE_SECONDS)

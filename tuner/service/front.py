@@ -24,9 +24,9 @@ from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuner.errors import StorageError, StorageUnavailableError
+from tuner.logs import redact, request_id
 from tuner.service.auth import Tokens
 from tuner.service.identity import Identity, identify, identity
-from tuner.service.logs import redact, request_id
 from tuner.service.paths import is_dashboards
 from tuner.service.refusal import STYLE_PATH, RefusedError, refusal, wants_page
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from optuna.trial import TrialState
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -60,7 +61,9 @@ class _FromDatabase(Collector):
         except StorageError:
             return
         yield _gauge("tuner_studies", "Studies by state.", {s.value: studies.get(s, 0) for s in StudyState})
-        yield _gauge("tuner_trials", "Trials by state.", {s.name.lower(): n for s, n in trials.items()})
+        yield _gauge(
+            "tuner_trials", "Trials by state.", {s.name.lower(): trials.get(s, 0) for s in TrialState}
+        )
         held = GaugeMetricFamily("tuner_leases", "Trials in the hands of workers.")
         held.add_metric([], leases)
         yield held

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import socket
 import ssl
@@ -18,29 +19,34 @@ from filelock import FileLock, Timeout
 from sqlalchemy.engine import make_url
 from starlette.types import ASGIApp
 
+from tuner import logs
 from tuner.errors import ConflictError, DefinitionError, StorageError, TunerError
 from tuner.manager import StudyManager
 from tuner.schema import absolute
-from tuner.service import logs
+from tuner.secrets import read_secret
 from tuner.service.app import api, ready
-from tuner.service.auth import Tokens
+from tuner.service.auth import TokenInfo, Tokens
 from tuner.service.dashboard import Dashboard
 from tuner.service.front import Readiness, front
+from tuner.service.identity import Role
 from tuner.service.pages import Pages
 from tuner.service.tokens import add_tokens
 from tuner.storage import DEFAULT_URL, safe_url
 
-__all__ = ["LEVELS", "Settings", "serve", "service"]
-
-LEVELS = ("debug", "info", "warning", "error")
+__all__ = ["Settings", "serve", "service"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 GRACE_SECONDS = 10
 """For so long requests that are being answered are waited for when the service stops."""
 
+SHORTEST_LEASE = 5.0
+"""Seconds: heartbeats, three a lease, need to get through now and then."""
+
 KEEP_ALIVE_SECONDS = 75
 """Workers report about once a minute: their connections stay."""
+
+_log = logging.getLogger("tuner.service")
 
 PROXIES = "127.0.0.0/8,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
 """Whose word on the client's address and scheme is taken behind a proxy; FORWARDED_ALLOW_IPS names others."""
@@ -58,7 +64,10 @@ class Settings:
         tls_cert: a file with the certificate and those it was signed with; goes with `tls_key`.
         tls_key: a file with its private key.
         allowed_hosts: names under which clients reach the service, besides `localhost` and `host`.
-        log_level: one of `LEVELS`.
+        log_level: one of `tuner.logs.LEVELS`.
+        admin_token_file: holds a token to be let in as an administrator's; then none is made at the first start.
+        worker_token_file: holds one to be let in as a worker's.
+        lease_seconds: for how long a trial is its worker's after the last that was heard of it, at least 5.
 
     Raises:
         DefinitionError: the settings contradict each other, or would let tokens travel unencrypted.
@@ -72,6 +81,9 @@ class Settings:
     tls_key: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
     log_level: str = "info"
+    admin_token_file: Path | None = None
+    worker_token_file: Path | None = None
+    lease_seconds: float = 120.0
 
     def __post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -89,8 +101,11 @@ class Settings:
         for host in self.allowed_hosts:
             if not host or any(sign in host for sign in "/*, ") or (":" in host and not _is_address(host)):
                 raise DefinitionError(f"--allowed-host is a name or an address, without a port; got {host!r}")
-        if self.log_level not in LEVELS:
-            raise DefinitionError(f"--log-level is one of {', '.join(LEVELS)}; got {self.log_level!r}")
+        logs.check_level(self.log_level)
+        if not self.lease_seconds >= SHORTEST_LEASE:
+            raise DefinitionError(
+                f"--lease-seconds is at least {SHORTEST_LEASE:g}; got {self.lease_seconds:g}"
+            )
 
     @property
     def is_tls(self) -> bool:
@@ -141,17 +156,36 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     logs.configure(settings.log_level)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(settings.storage))
-        manager = stack.enter_context(StudyManager(settings.storage))
+        manager = stack.enter_context(StudyManager(settings.storage, lease_seconds=settings.lease_seconds))
         tokens = stack.enter_context(contextlib.closing(Tokens(manager.ledger.database)))
         server = uvicorn.Server(_config(service(manager, tokens, settings), settings))
         listening = stack.enter_context(_listen(settings.host, settings.port))
-        if (first := tokens.create_first()) is not None:
+        if (first := _first_tokens(tokens, settings)) is not None:
             say(f"The first start: this is the administrator's token. It is shown only now.\n\n  {first}\n")
         say(f"tuner serves {safe_url(settings.storage)} on {_address(listening, settings)} (Ctrl-C ends it)")
         with contextlib.suppress(KeyboardInterrupt):  # the server has stopped by then, and says so once more
             server.run(sockets=[listening])
         if not server.started:
             raise TunerError("the service did not start; its log says why")
+
+
+def _first_tokens(tokens: Tokens, settings: Settings) -> str | None:
+    """Let in the tokens of the files; an administrator's token, if one had to be made, to be shown once."""
+    first = tokens.create_first() if settings.admin_token_file is None else None
+    files = {Role.ADMIN: settings.admin_token_file, Role.WORKER: settings.worker_token_file}
+    for role, file in files.items():
+        if file is not None and _provide(tokens, role, file).revoked is not None:
+            _log.warning("the %s's token in %s was revoked: it lets nobody in", role.name.lower(), file)
+    return first
+
+
+def _provide(tokens: Tokens, role: Role, file: Path) -> TokenInfo:
+    said = f"--{role.name.lower()}-token-file"
+    text = read_secret(file, said)
+    try:
+        return tokens.provide(role, text)
+    except (ConflictError, DefinitionError) as error:
+        raise type(error)(f"{said} {file}: {error}") from None
 
 
 def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:

@@ -1,4 +1,8 @@
-"""Logs: JSON, one record a line whatever is in it, with the request's id, and never a token."""
+"""Logs: JSON, one record a line whatever is in it, with the request's id, and never a token.
+
+A client names each of its calls (`X-Request-ID`), and the service logs it under that name: so the lines of both are
+found together.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,11 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-__all__ = ["OneLine", "configure", "redact", "request_id"]
+from tuner.errors import DefinitionError
+
+__all__ = ["LEVELS", "OneLine", "check_level", "configure", "redact", "request_id"]
+
+LEVELS = ("debug", "info", "warning", "error")
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request that is being answered."""
@@ -19,6 +27,16 @@ _SECRET = re.compile(r"[0-9A-Fa-f]{40,}")
 """What a token's secret looks like, in a path, a header or a message of any library."""
 
 _LONGEST = 20_000
+
+
+def check_level(level: str) -> None:
+    """See that it is one of `LEVELS`.
+
+    Raises:
+        DefinitionError: it is none.
+    """
+    if level not in LEVELS:
+        raise DefinitionError(f"--log-level is one of {', '.join(LEVELS)}; got {level!r}")
 
 
 def redact(text: str) -> str:

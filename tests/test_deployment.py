@@ -1,0 +1,118 @@
+"""What is deployed beside the image: manifests that Kubernetes takes, dashboards and alerts of metrics that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tuner import StudyDefinition, StudyManager
+from tuner.service.app import api
+from tuner.service.metrics import Metrics
+
+DOCKER = Path(__file__).parent.parent / "docker"
+MANIFESTS = [
+    pytest.param(document, id=f"{file.stem}-{document['kind']}")
+    for file in sorted((DOCKER / "kubernetes").glob("*.yaml"))
+    for document in yaml.safe_load_all(file.read_text())
+]
+METRIC = re.compile(r"\b(tuner_[a-z_]+)(?:\{([^}]*)\})?")
+MATCHER = re.compile(r'(\w+)(=~|=)"([^"]*)"')
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_manifest_is_what_kubernetes_takes(manifest: dict[str, Any]) -> None:
+    for version in ("1.28", kubernetes_validate.latest_version()):
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def _pods() -> Iterator[tuple[str, dict[str, Any]]]:
+    for parameter in MANIFESTS:
+        [manifest] = parameter.values
+        if manifest["kind"] in ("Deployment", "Job"):
+            yield manifest["metadata"]["name"], manifest["spec"]["template"]["spec"]
+
+
+def test_pods_are_hardened_and_their_secrets_are_files() -> None:
+    pods = dict(_pods())
+    assert pods.keys() == {"tuner-api", "tuner-migration", "tuner-worker"}
+    for pod in pods.values():
+        [container] = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert all("valueFrom" not in variable for variable in container["env"])
+        assert container["resources"]["limits"]["memory"]
+    secrets = {
+        name: [item["key"] for item in volume["secret"].get("items", [])]
+        for name, pod in pods.items()
+        for volume in pod["volumes"]
+        if "secret" in volume
+    }
+    assert secrets["tuner-worker"] == ["worker-token"]
+    assert secrets["tuner-migration"] == ["database-password"]
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
+    """The labels of each sample that /metrics has, after one request to each route."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('metrics')}/tuner.db"
+    with StudyManager(url) as manager:
+        manager.create(StudyDefinition(name="one", space={"x": {"low": 0, "high": 1}}, budget={"trials": 1}))
+        own = Metrics(manager)
+        for path, methods in api(manager).openapi()["paths"].items():
+            for method in methods:
+                for status in ("200", "500"):
+                    own.requests.labels(method.upper(), path, status).inc()
+                own.seconds.labels(method.upper(), path).observe(0.1)
+        text = generate_latest(own.registry).decode()
+    found: dict[str, list[dict[str, str]]] = {"up": [{"job": "tuner"}]}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(sample.labels)
+    return found
+
+
+def _expressions() -> Iterator[str]:
+    for group in yaml.safe_load((DOCKER / "observability/alerts.yaml").read_text())["groups"]:
+        yield from (rule["expr"] for rule in group["rules"])
+    for panel in json.loads((DOCKER / "observability/grafana-dashboard.json").read_text())["panels"]:
+        yield from (target["expr"] for target in panel["targets"])
+    worker = yaml.safe_load_all((DOCKER / "kubernetes/worker.yaml").read_text())
+    [scaler] = [document for document in worker if document["kind"] == "HorizontalPodAutoscaler"]
+    yield from (metric["external"]["metric"]["name"] for metric in scaler["spec"]["metrics"])
+
+
+@pytest.mark.parametrize("expression", sorted(set(_expressions())))
+def test_metric_that_is_named_exists(expression: str, metrics: dict[str, list[dict[str, str]]]) -> None:
+    named = METRIC.findall(expression)
+    assert named or "up{" in expression
+    for name, matchers in named:
+        assert name in metrics
+        found = MATCHER.findall(matchers)
+        assert len(found) == len([part for part in matchers.split(",") if part])
+        for label, sign, value in found:
+            there = {labels[label] for labels in metrics[name]}
+            wanted = value.split("|") if sign == "=~" else [value]
+            for one in wanted:
+                pattern = one if sign == "=~" else re.escape(one)
+                assert any(re.fullmatch(pattern, known) for known in there), (label, one, there)
+
+
+def test_readme_lists_the_metrics(metrics: dict[str, list[dict[str, str]]]) -> None:
+    readme = (DOCKER / "README.md").read_text()
+    listed = set(re.findall(r"`(tuner_[a-z_]+)`", readme))
+    own = {re.sub(r"_(bucket|sum|count)$", "", name) for name in metrics if name.startswith("tuner_")}
+    own = {name for name in own if not name.endswith("_created")}
+    assert listed == own

@@ -36,7 +36,7 @@ from tuner.ledger import ENDED_BY_HAND, Command, Ending, HeldLease, Ledger, Owne
 from tuner.samplers import HeldWrites, PopulationSettings, Segment, StudyView, build_sampler, segment_of
 from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, in_turn, patiently
 
-__all__ = ["Answer", "AskTell", "Lease", "Reply", "has_budget", "without_nan"]
+__all__ = ["Answer", "AskTell", "Lease", "Reply", "has_budget", "known_params", "without_nan"]
 
 ENQUEUED = "tuner:enqueued:"
 """Begins the system attribute that names the request by which a trial was enqueued."""
@@ -259,6 +259,7 @@ class AskTell:
 
         Raises:
             DefinitionError: `params` is not in the study's space.
+            ConflictError: the budget leaves no room for it.
         """
         self.definition.space.check(params)
         database = self.ledger.database
@@ -268,6 +269,7 @@ class AskTell:
             for key in asked:
                 if (before := database.number_with(session, self._study_id, key)) is not None:
                     return before
+            self._check_room(session)
             number = database.next_number(session, self._study_id)
             trial_id = database.create_trial(
                 *(session, self._study_id, number),
@@ -279,6 +281,16 @@ class AskTell:
             assert trial_id is not None  # under the lock
             database.set_attrs(session, USER_ATTRS, trial_id, attrs or {})
         return number
+
+    def _check_room(self, session: Session) -> None:
+        spent = self.ledger.spent(session, self._study_id)
+        waiting = self.ledger.not_begun(session, self._study_id)
+        if not self._has_budget(replace(spent, trials=spent.trials + waiting)):
+            waits = f", {waiting} more wait" if waiting else ""
+            raise ConflictError(
+                f"the budget of {self.definition.name} has no room for another trial: {spent.trials} have "
+                f"begun{waits}; this one would never run"
+            )
 
     @patiently
     def is_finished(self) -> bool:
@@ -929,6 +941,11 @@ def _is_exhausted(definition: StudyDefinition, spent: Spent) -> bool:
     return (budget.epochs is not None and spent.epochs >= budget.epochs) or (
         budget.seconds is not None and spent.seconds >= budget.seconds
     )
+
+
+def known_params(trial: FrozenTrial) -> dict[str, Any]:
+    """The parameters of a trial; of one that waits, those by which it was enqueued."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def without_nan(

@@ -28,6 +28,7 @@ from typer.core import TyperGroup
 
 from objectives.epoch import Epoch, Objective
 from tuner import logs
+from tuner.ask_tell import known_params
 from tuner.assignment import parse_assignments
 from tuner.catalogue import find_objective, objective_names
 from tuner.comparing import LiveReport, require_unrepeated, told_differences
@@ -694,12 +695,12 @@ def trials(
     if format_ is Format.JSON:
         _print_json([{**_trial_dict(trial), "checkpoint_epoch": kept.get(trial.number)} for trial in shown])
         return
-    names = list(dict.fromkeys(parameter for trial in shown for parameter in trial.params))
+    names = list(dict.fromkeys(parameter for trial in shown for parameter in known_params(trial)))
     table = Table(box=None)
     for heading in ("trial", "state", "value", *names, "epochs", "note"):
         table.add_column(heading, overflow="fold", no_wrap=heading not in ("note", *names))
     for trial in shown:
-        params = [_short(trial.params.get(parameter, "")) for parameter in names]
+        params = [_short(known_params(trial).get(parameter, "")) for parameter in names]
         note = _note(trial, kept.get(trial.number))
         epochs = str(len(trial.intermediate_values))
         row = [str(trial.number), trial.state.name.lower(), _short(_value(trial)), *params, epochs, note]
@@ -867,8 +868,8 @@ def token_create(
     name: Annotated[str, typer.Argument(help="For people, as in logs.", metavar="NAME")],
     role: Annotated[RoleName, typer.Option(help="What it lets its holder do.")],
     prefix: Annotated[
-        str, typer.Option(help="Of the names of the studies that it is for; by default all.")
-    ] = "",
+        str | None, typer.Option(help="Of the names of the studies that it is for; by default all.")
+    ] = None,
     expires_in: Annotated[
         str | None, typer.Option(help="As in 12h or 30d; by default never.", metavar="DURATION")
     ] = None,
@@ -879,8 +880,10 @@ def token_create(
     from tuner.service.identity import Role  # noqa: PLC0415
 
     seconds = None if expires_in is None else duration(expires_in)
+    if prefix == "":  # as from a variable that is not set
+        raise DefinitionError("--prefix '' would be for all studies; leave it out for that")
     with _tokens(storage) as tokens:
-        text, made = tokens.create(name, Role[role.name], prefix=prefix, expires_in=seconds)
+        text, made = tokens.create(name, Role[role.name], prefix=prefix or "", expires_in=seconds)
     print(text)  # noqa: T201 - plain, for a file
     err.print(f"{made.role} {made.name}, id {made.id}", markup=False, highlight=False)
 
@@ -1201,7 +1204,7 @@ def _study_row(summary: StudySummary) -> list[str]:
     of = f"/{summary.budget}" if summary.budget else ""
     return [
         summary.name,
-        summary.state.value,
+        summary.status,
         summary.objective or "",
         summary.sampler or "",
         f"{summary.finished}{of}",
@@ -1243,7 +1246,7 @@ def _trial_dict(trial: FrozenTrial) -> dict[str, Any]:
         "number": trial.number,
         "state": trial.state.name,
         "value": _value(trial),
-        "params": trial.params,
+        "params": known_params(trial),
         "epochs": len(trial.intermediate_values),
         "started": trial.datetime_start,
         "ended": trial.datetime_complete,

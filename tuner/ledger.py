@@ -308,6 +308,11 @@ _TO_RUN_AGAIN = (
     )
     .limit(1)
 )
+_NOT_BEGUN = sa.select(sa.func.count(_TRIAL.trial_id)).where(
+    _TRIAL.study_id == _given("study"),
+    _TRIAL.state == TrialState.WAITING,
+    ~sa.exists().where(_LEASE.study_id == _TRIAL.study_id, _LEASE.trial_id == _TRIAL.trial_id),
+)
 _OVERDUE = sa.select(_LEASE.study_id).where(_OPEN, _LEASE.expires_at < _NOW).distinct()
 _HOLDER = (
     sa.update(_LEASES).where(*_OF_TRIAL, _OPEN).values(commands=_LEASE.commands + 1).returning(_LEASE.fence)
@@ -584,6 +589,10 @@ class Ledger:
             session.execute(_OPEN_LEASES, key).first() is not None
             or session.execute(_TO_RUN_AGAIN, key).first() is not None
         )
+
+    def not_begun(self, session: Session, study_id: int) -> int:
+        """How many trials wait that were never begun: points chosen by hand."""
+        return session.scalar(_NOT_BEGUN, {"study": study_id}) or 0
 
     def studies_by_state(self, session: Session) -> dict[StudyState, int]:
         """How many studies there are in each state that any is in; without those that have no books yet."""

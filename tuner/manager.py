@@ -56,8 +56,8 @@ COMPARISON_DOCUMENT = "tuner:comparison:"
 class StudySummary:
     """One line of a list of studies.
 
-    `state` is whether it hands out trials; `trials` counts by state; `best_value` is None before the first completed
-    one.
+    `state` is whether it hands out trials, and `status` how it stands, as in `Standing`; `trials` counts by state;
+    `best_value` is None before the first completed one.
     """
 
     name: str
@@ -70,6 +70,7 @@ class StudySummary:
     started: datetime | None
     archived: bool
     state: StudyState = StudyState.OPEN
+    status: str = "open"
 
     @property
     def finished(self) -> int:
@@ -578,10 +579,8 @@ class StudyManager:
         """All studies, oldest first; archived ones only where asked for."""
         found = self._storage.get_all_studies()
         with self._ledger.transaction(Mode.READ) as session:
-            states = [self._ledger.spent(session, study._study_id).state for study in found]
-        summaries = [
-            _summary(study, state, self._storage) for study, state in zip(found, states, strict=True)
-        ]
+            standings = [standing(self._ledger, session, study, definition_of(study)) for study in found]
+        summaries = [_summary(study, how, self._storage) for study, how in zip(found, standings, strict=True)]
         return [summary for summary in summaries if archived or not summary.archived]
 
     @patiently
@@ -599,6 +598,7 @@ class StudyManager:
 
         Raises:
             NotFoundError: there is no such study.
+            ConflictError: it is archived.
         """
         self._set_state(name, StudyState.PAUSED)
 
@@ -608,6 +608,7 @@ class StudyManager:
 
         Raises:
             NotFoundError: there is no such study.
+            ConflictError: it is archived.
         """
         self._set_state(name, StudyState.OPEN)
 
@@ -617,6 +618,7 @@ class StudyManager:
 
         Raises:
             NotFoundError: there is no such study.
+            ConflictError: it is archived.
         """
         self._set_state(name, StudyState.STOPPED)
         ask_tell = self.ask_tell(name)
@@ -736,7 +738,13 @@ class StudyManager:
             )
 
     def _set_state(self, name: str, state: StudyState) -> None:
-        study_id = self.load(name)._study_id
+        study = self.load(name)
+        if study.user_attrs.get(ARCHIVED):
+            raise ConflictError(
+                f"{name} is archived, and no trial of it begins; put it back first",
+                local=f" (tuner archive --undo {name})",
+            )
+        study_id = study._study_id
         with self._ledger.transaction() as session:
             self._ledger.set_state(session, study_id, state)
 
@@ -888,13 +896,37 @@ class _OpenStudy:
             manager.close()
 
 
-def _summary(study: Any, state: StudyState, storage: BaseStorage) -> StudySummary:
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a study stands. It is finished when its budget is used up and all that was begun has ended."""
+
+    spent: Spent
+    state: StudyState
+    is_finished: bool
+
+    @property
+    def status(self) -> str:
+        """In a word: open, paused, stopped, finished or archived."""
+        return "finished" if self.is_finished and self.state is not StudyState.ARCHIVED else self.state.value
+
+
+def standing(
+    ledger: Ledger, session: OpenSession, study: Described, definition: StudyDefinition | None
+) -> Standing:
+    """How a study stands; one without a definition has no budget, and is never finished."""
+    spent = ledger.spent(session, study._study_id)
+    has_room = definition is None or has_budget(definition, spent, definition.trials)
+    is_finished = not has_room and not ledger.is_unfinished(session, study._study_id)
+    state = StudyState.ARCHIVED if study.user_attrs.get(ARCHIVED) else spent.state
+    return Standing(spent, state, is_finished)
+
+
+def _summary(study: Any, how: Standing, storage: BaseStorage) -> StudySummary:
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
     counts = {state.name: sum(t.state == state for t in trials) for state in TrialState}
     directions = [direction.name.lower() for direction in study.directions]
     values = [t.values[0] for t in trials if t.state == TrialState.COMPLETE and len(directions) == 1]
     definition = definition_of(study)
-    archived = bool(study.user_attrs.get(ARCHIVED))
     return StudySummary(
         name=study.study_name,
         objective=definition.objective if definition else None,
@@ -904,6 +936,7 @@ def _summary(study: Any, state: StudyState, storage: BaseStorage) -> StudySummar
         budget=definition.trials if definition else None,
         best_value=(min if directions == ["minimize"] else max)(values, default=None),
         started=min((t.datetime_start for t in trials if t.datetime_start), default=None),
-        archived=archived,
-        state=StudyState.ARCHIVED if archived else state,
+        archived=how.state is StudyState.ARCHIVED,
+        state=how.state,
+        status=how.status,
     )

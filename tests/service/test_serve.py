@@ -358,6 +358,7 @@ def test_tokens_by_the_command_line(start: Callable[..., Running], tmp_path: Pat
         (["create", "a b", "--role", "worker"], "a token's name"),
         (["create", "a", "--role", "worker", "--expires-in", "soon"], "as in 30d"),
         (["create", "a", "--role", "admin", "--prefix", "x"], "no prefix"),
+        (["create", "a", "--role", "viewer", "--prefix", ""], "would be for all studies"),
     ):
         refused = run("token", *wrong, folder=tmp_path)
         assert refused.returncode == 2

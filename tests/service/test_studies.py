@@ -121,9 +121,14 @@ def test_a_list_goes_page_by_page_over_those_one_may_see(service: Api) -> None:
 @pytest.mark.parametrize("state", ["pause", "stop", "archive"])
 def test_a_study_that_is_not_open_hands_out_nothing(service: Api, url: str, state: str) -> None:
     service.post("/v1/studies", STUDY, 201)
+    assert service.get("/v1/studies/s")["status"] == "open"
     (trial,) = service.post("/v1/studies/s/trials:ask", {"client_id": "w"})["trials"]
     named = {"pause": "paused", "stop": "stopped", "archive": "archived"}[state]
     assert service.post(f"/v1/studies/s:{state}")["state"] == named
+    if state == "archive":
+        for verb in ("pause", "resume", "stop"):
+            refused = service.post(f"/v1/studies/s:{verb}", expect=409)
+            assert refused["detail"].endswith("s is archived, and no trial of it begins; put it back first")
     asked = service.post("/v1/studies/s/trials:ask", {"client_id": "w"})
     assert asked == {"trials": [], "state": named, "is_finished": False}
     reply = service.post(
@@ -245,12 +250,12 @@ def test_how_a_study_stands(service: Api) -> None:
         found = service.get("/v1/studies/s")
         return found["state"], found["status"], found["is_finished"]
 
-    assert standing() == ("open", "running", False)
+    assert standing() == ("open", "open", False)
     service.post("/v1/studies/s:pause")
     assert standing() == ("paused", "paused", False)
     service.post("/v1/studies/s:resume")
     (trial,) = service.post("/v1/studies/s/trials:ask", {"client_id": "w"})["trials"]
-    assert standing() == ("open", "running", False)
+    assert standing() == ("open", "open", False)
     tell = {"fence": trial["fence"], "state": "complete", "value": 1}
     service.post("/v1/studies/s/trials/0:tell", tell)
     assert standing() == ("open", "finished", True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,35 @@ def test_an_enqueued_point_is_the_next_and_once(service: Api) -> None:
     (trial,) = service.post(ASK, {"client_id": "w"})["trials"]
     assert (trial["number"], trial["params"]["x"]) == (0, 0.25)
     assert "c" in trial["params"]
+
+
+def test_a_point_for_which_the_budget_has_no_room_is_refused(service: Api) -> None:
+    service.post("/v1/studies", {**STUDY, "budget": {"trials": 3}}, 201)
+    run_one(service, 1.0)
+    point = {"params": {"x": 0.25}}
+    for _ in range(2):
+        service.post("/v1/studies/s/trials:enqueue", point, 201)
+    refused = service.post("/v1/studies/s/trials:enqueue", point, 409)
+    assert "no room for another trial: 1 have begun, 2 more wait" in refused["detail"]
+    for _ in range(2):
+        run_one(service, 1.0)
+    assert "3 have begun; this one" in service.post("/v1/studies/s/trials:enqueue", point, 409)["detail"]
+    shown = service.get("/v1/studies/s")
+    assert (shown["status"], shown["counts"]["complete"], shown["counts"]["waiting"]) == ("finished", 3, 0)
+
+
+def test_times_are_the_same_wherever_one_reads_them(service: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        before = datetime.now(UTC)
+        begin(service)
+        started = service.get("/v1/studies/s/trials/0")["started"]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert started.endswith("Z")
+    assert timedelta() <= datetime.fromisoformat(started) - before < timedelta(minutes=5)
 
 
 def test_trials_page_by_page_and_by_state(service: Api) -> None:

@@ -51,7 +51,7 @@ class BestTrial(_Answer):
 class StudyStatus(_Answer):
     """A study and how far it is.
 
-    `state` is open, paused, stopped or archived, and `status` how it stands: running, paused, stopped, finished or
+    `state` is open, paused, stopped or archived, and `status` how it stands: open, paused, stopped, finished or
     archived; it `is_finished` when no trial will be handed out any more, whatever its state. `counts` are its trials by
     state: running, waiting, complete, pruned, fail. `spent`, `budget` and `left` are by trials, epochs and seconds;
     what is not limited is None. `definition` is the document that it was made from.
@@ -74,7 +74,7 @@ class StudyStatus(_Answer):
 
 
 class RemoteTrial(_Answer):
-    """A trial of a study. `state` is running, waiting, complete, pruned or fail; times are the service's.
+    """A trial of a study. `state` is running, waiting, complete, pruned or fail; times are in UTC.
 
     `checkpoint_epoch` is the epoch after which its training was kept for whoever gets it next, None where none was.
     """

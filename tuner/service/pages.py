@@ -37,7 +37,18 @@ SECONDS = 20.0
 SHOWN = 200
 """So many studies, the newest."""
 
-STUDY_COLUMNS = ("study", "state", "objective", "sampler", "trials", "running", "pruned", "failed", "best")
+STUDY_COLUMNS = (
+    "study",
+    "state",
+    "objective",
+    "sampler",
+    "trials",
+    "running",
+    "waiting",
+    "pruned",
+    "failed",
+    "best",
+)
 
 Page = Callable[[Request], Awaitable[Response]]
 
@@ -196,11 +207,11 @@ def _study(view: StudyView, ids: Mapping[str, int]) -> list[str]:
     best = "–" if view.best is None else f"{float(view.best.value):.5g}".replace("-", "−")
     return [
         _link(view.name, ids),
-        tag("span", view.status, class_="" if view.status in ("running", "finished") else "notable"),
+        tag("span", view.status, class_="" if view.status in ("open", "finished") else "notable"),
         view.objective or "–",
         view.sampler or "–",
         f"{ended:,}" + ("" if view.budget.trials is None else f" of {view.budget.trials:,}"),
-        *(f"{count:,}" for count in (counts.running, counts.pruned, counts.fail)),
+        *(f"{count:,}" for count in (counts.running, counts.waiting, counts.pruned, counts.fail)),
         best,
     ]
 

@@ -284,7 +284,7 @@ TrialState: TypeAlias = Literal["running", "waiting", "complete", "pruned", "fai
 
 
 class TrialView(BaseModel):
-    """A trial. Times are the service's, without a zone."""
+    """A trial. Times are in UTC."""
 
     number: int
     state: TrialState
@@ -362,7 +362,7 @@ class StudyView(BaseModel):
 
     name: str
     state: State = Field(description="What was last said of it; a study is open until somebody pauses it.")
-    status: Literal["running", "paused", "stopped", "finished", "archived"] = Field(
+    status: Literal["open", "paused", "stopped", "finished", "archived"] = Field(
         description="How it stands. It is finished when no trial will be handed out, as its budget is used up."
     )
     is_finished: bool = Field(description="No trial will be handed out any more, whatever its state.")

@@ -11,11 +11,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from tuner.ask_tell import has_budget
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, NotFoundError
-from tuner.ledger import ARCHIVED, Spent, StudyState
-from tuner.manager import Described, StudyManager, definition_of
+from tuner.ledger import ARCHIVED, Spent
+from tuner.manager import Described, StudyManager, definition_of, standing
 from tuner.service.desk import Desk, DeskOf
 from tuner.service.identity import Identity, Role, needs
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
@@ -155,23 +154,19 @@ def view_of(desk: Desk, name: str) -> StudyView:
 
 def study_view(manager: StudyManager, study: Described) -> StudyView:
     """A study as it is shown."""
-    ledger, study_id = manager.ledger, study._study_id
+    ledger, study_id, definition = manager.ledger, study._study_id, _definition(study)
     with ledger.transaction(Mode.READ) as session:
-        spent = ledger.spent(session, study_id)
+        how = standing(ledger, session, study, definition)
         counts = ledger.database.counts(session, study_id)
         is_single = len(study.directions) == 1
         best = ledger.database.best(session, study_id, study.directions[0]) if is_single else None
-        is_unfinished = ledger.is_unfinished(session, study_id)
-    definition = _definition(study)
-    state = StudyState.ARCHIVED if study.user_attrs.get(ARCHIVED) else spent.state
-    has_room = definition is None or has_budget(definition, spent, definition.trials)
-    is_finished = not has_room and not is_unfinished
+    spent = how.spent
     return StudyView.model_validate(
         {
             "name": study.study_name,
-            "state": state.value,
-            "status": _status(state, is_finished),
-            "is_finished": is_finished,
+            "state": how.state.value,
+            "status": how.status,
+            "is_finished": how.is_finished,
             "objective": None if definition is None else definition.objective,
             "direction": ", ".join(direction.name.lower() for direction in study.directions),
             "sampler": None if definition is None else definition.sampler.name,
@@ -189,13 +184,6 @@ def study_view(manager: StudyManager, study: Described) -> StudyView:
             "definition": None if definition is None else definition.dump(),
         }
     )
-
-
-def _status(state: StudyState, is_finished: bool) -> str:
-    """How a study stands, in a word."""
-    if is_finished and state is not StudyState.ARCHIVED:
-        return "finished"
-    return "running" if state is StudyState.OPEN else state.value
 
 
 def _definition(study: Described) -> StudyDefinition | None:

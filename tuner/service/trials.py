@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 
@@ -12,7 +13,7 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.adjustment import check_adjustment
-from tuner.ask_tell import AskTell, Lease
+from tuner.ask_tell import AskTell, Lease, known_params
 from tuner.ask_tell import Reply as AskTellReply
 from tuner.catalogue import find_objective
 from tuner.errors import DefinitionError, LeaseLostError, NotFoundError
@@ -308,15 +309,20 @@ def view(trial: FrozenTrial, kept: Mapping[int, int] = MappingProxyType({})) -> 
             "state": _state(trial.state),
             "value": values[0] if values and len(values) == 1 else None,
             "values": values,
-            "params": {**trial.system_attrs.get("fixed_params", {}), **trial.params},
+            "params": known_params(trial),
             "user_attrs": trial.user_attrs,
             "reports": _reports(trial.intermediate_values),
-            "started": None if trial.datetime_start is None else trial.datetime_start.isoformat(),
-            "ended": None if trial.datetime_complete is None else trial.datetime_complete.isoformat(),
+            "started": _time(trial.datetime_start),
+            "ended": _time(trial.datetime_complete),
             "failure": failure if isinstance(failure, str) else None,
             "checkpoint_epoch": kept.get(trial._trial_id),
         }
     )
+
+
+def _time(local: datetime | None) -> str | None:
+    """A time of Optuna's, which are this machine's own, for clients in other zones."""
+    return None if local is None else local.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _ask(ask_tell: AskTell, request_id: str | None, who: str, *, alone: bool = False) -> Lease | None:

@@ -20,8 +20,10 @@ from served import LossyProxy, Served, told
 
 from objectives.epoch import Epoch, Hyperparameter
 from tuner import StudyDefinition, StudyManager
-from tuner.ask_tell import Answer
+from tuner.ask_tell import Answer, Reply
 from tuner.client import Client, RemoteStudy, RemoteTrial
+from tuner.client.client import _Work
+from tuner.client.remote import MOST_VALUES, SHORT_PATIENCE
 from tuner.errors import (
     AccessDeniedError,
     ConflictError,
@@ -124,6 +126,51 @@ def test_some_trials_and_then_the_rest(client: Client) -> None:
     assert len(study.trials()) == 30
     study.optimize(function)
     assert len(study.trials()) == 30
+
+
+def test_a_turn_that_is_given_back_is_taken_again_whoever_came_in_vain_meanwhile(client: Client) -> None:
+    work = _Work(client.create(definition()), function, (), (), left=1, deadline=None)
+    assert work._may_begin()
+    assert not work._may_begin(), "another job"
+    work._give_back_turn()
+    assert work._may_begin()
+
+
+def test_a_trial_whose_answer_was_not_heard_is_given_back_soon(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = client.create(definition())
+    side, asked = study.ask_tell, []
+    ask = side.ask
+
+    def interrupted(request_id: str, *, patience: float | None = None) -> Any:
+        lease = ask(request_id, patience=patience)
+        asked.append(patience)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return lease
+
+    monkeypatch.setattr(side, "ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(function)
+    assert asked == [None, SHORT_PATIENCE]
+    assert study.trial(0).state == "waiting"
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_what_a_person_wants_is_heard_with_any_part_of_a_long_report(
+    client: Client, is_stopped: bool
+) -> None:
+    study = client.create(definition(pruner={"name": "none"}))
+    lease = study.ask()
+    assert lease is not None
+    study.adjust(lease.number, {"x": 0.5})
+    if is_stopped:
+        study.stop_trial(lease.number)
+    reply = study.ask_tell.report_many(lease, dict.fromkeys(range(2 * MOST_VALUES + 1), 1.0))
+    assert reply == (
+        Reply(Answer.STOP, by="admin") if is_stopped else Reply(Answer.ADJUST, {"x": 0.5}, "admin")
+    )
 
 
 def test_an_objective_of_epochs_is_optimized_too(client: Client, tmp_path: Path) -> None:

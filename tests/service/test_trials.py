@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -334,6 +335,28 @@ def _statements(service: Api, call: Any) -> int:
     call()
     sa.event.remove(engine, "before_cursor_execute", note)
     return len(seen)
+
+
+def test_asks_that_wait_for_a_sampler_keep_no_report_waiting(
+    service: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = begin(service, budget={"trials": 60})
+    choose, went_on = AskTell._choose, threading.Event()
+
+    def slow(self: AskTell, *args: Any) -> Any:
+        assert went_on.wait(60)
+        return choose(self, *args)
+
+    monkeypatch.setattr(AskTell, "_choose", slow)
+    with ThreadPoolExecutor(50) as clients:
+        asked = [clients.submit(service.post, ASK, {"client_id": "w"}) for _ in range(50)]
+        time.sleep(0.5)  # they have come, more than there are threads
+        try:
+            service.post(f"{at(trial)}:heartbeat", {"fence": 1})
+            assert not any(ask.done() for ask in asked)
+        finally:
+            went_on.set()
+    assert sum(len(ask.result()["trials"]) for ask in asked) == 50
 
 
 def test_http_costs_no_statement_of_its_own(service: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,13 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuner.service.problems import RETRY_SECONDS, RefusedError, of_error, problem
+from tuner.service.threads import OwnThreads
 from tuner.storage import patience
 
 __all__ = ["BODY_BYTES", "INLINE_BYTES", "LARGE_BYTES", "Guard", "Limits", "check_json"]
@@ -40,6 +41,8 @@ LONGEST_NUMBER = 400
 
 JSON = "application/json"
 BYTES = "application/octet-stream"
+
+_PROBES, _CHECKS = OwnThreads("probes", 8), OwnThreads("checks", 2)
 
 _log = logging.getLogger(__name__)
 
@@ -132,29 +135,8 @@ class Guard:
     async def _database_answers(self) -> bool:
         # threads of its own: those of requests may all be waiting for the database
         with anyio.move_on_after(PROBE_SECONDS):
-            return await anyio.to_thread.run_sync(
-                self._is_ready, abandon_on_cancel=True, limiter=_own(_PROBES, 8)
-            )
+            return await _PROBES.run(self._is_ready, is_left=True)
         return False
-
-
-_Threads: TypeAlias = anyio.lowlevel.RunVar[anyio.CapacityLimiter]
-
-_PROBES: _Threads = anyio.lowlevel.RunVar("tuner_probes")
-"""The threads that look whether the database answers."""
-
-_CHECKS: _Threads = anyio.lowlevel.RunVar("tuner_checks")
-"""The threads that check large bodies."""
-
-
-def _own(threads: _Threads, most: int) -> anyio.CapacityLimiter:
-    """Threads for one thing only, at most so many at once: one event loop's."""
-    try:
-        return threads.get()
-    except LookupError:
-        limiter = anyio.CapacityLimiter(most)
-        threads.set(limiter)
-        return limiter
 
 
 class _Answer:
@@ -284,7 +266,7 @@ async def _checked(scope: Scope, body: bytes) -> None:
     if len(body) <= INLINE_BYTES:
         _check(scope, body)
     else:
-        await anyio.to_thread.run_sync(_check, scope, body, limiter=_own(_CHECKS, 2))
+        await _CHECKS.run(_check, scope, body)
 
 
 def _check(scope: Scope, body: bytes) -> None:

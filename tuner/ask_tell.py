@@ -259,6 +259,7 @@ class AskTell:
 
         Raises:
             DefinitionError: `params` is not in the study's space.
+            ConflictError: another point was enqueued by this request before.
         """
         self.definition.space.check(params)
         database = self.ledger.database
@@ -267,6 +268,7 @@ class AskTell:
             database.lock_study(session, self._study_id)
             for key in asked:
                 if (before := database.number_with(session, self._study_id, key)) is not None:
+                    self._check_same_point(session, before, params)
                     return before
             number = database.next_number(session, self._study_id)
             trial_id = database.create_trial(
@@ -279,6 +281,20 @@ class AskTell:
             assert trial_id is not None  # under the lock
             database.set_attrs(session, USER_ATTRS, trial_id, attrs or {})
         return number
+
+    def _check_same_point(self, session: Session, number: int, params: Mapping[str, Any]) -> None:
+        """See that what is enqueued again is what trial `number` was.
+
+        Raises:
+            ConflictError: it is not.
+        """
+        trial_id = self.ledger.database.trial_id(session, self._study_id, number)
+        assert trial_id is not None
+        before = self.ledger.database.trial(session, trial_id).system_attrs["fixed_params"]
+        if before != dict(params):
+            raise ConflictError(
+                f"this request enqueued {before} before, as trial {number}; now {dict(params)}"
+            )
 
     @patiently
     def is_finished(self) -> bool:

@@ -166,6 +166,9 @@ def test_what_a_person_wants_arrives_with_the_next_report(service: Api) -> None:
     trial = begin(service)
     for _ in range(2):  # the same command, once
         service.post(f"{at(trial)}:adjust", {"values": {"learning_rate": 0.5}}, **{"Idempotency-Key": "k"})
+    other = {"values": {"learning_rate": 0.25}}
+    refused = service.post(f"{at(trial)}:adjust", other, 409, **{"Idempotency-Key": "k"})
+    assert refused["type"] == "urn:tuner:conflict"
     heard = {"answer": "adjust", "adjustment": {"learning_rate": 0.5}, "by": "admin"}
     assert service.post(f"{at(trial)}:heartbeat", {"fence": 1}) == heard
     report = {"fence": 1, "values": [{"step": 1, "value": 1.0}]}
@@ -188,6 +191,9 @@ def test_an_enqueued_point_is_the_next_and_once(service: Api) -> None:
     assert (queued["number"], queued["state"], queued["user_attrs"]) == (0, "waiting", {"why": "a guess"})
     again = service.post("/v1/studies/s/trials:enqueue", point, 201, **{"Idempotency-Key": "k"})
     assert again == queued
+    other = {**point, "params": {"x": 0.5}}
+    refused = service.post("/v1/studies/s/trials:enqueue", other, 409, **{"Idempotency-Key": "k"})
+    assert refused["type"] == "urn:tuner:conflict"
     for params in ({"x": 2.0}, {"y": 1}, {"x": "0.5"}, {"x": True}):
         service.post("/v1/studies/s/trials:enqueue", {"params": params}, 422)
     (trial,) = service.post(ASK, {"client_id": "w"})["trials"]

@@ -267,6 +267,47 @@ def test_what_is_caught_is_logged_and_the_next_trial_runs(
         study.optimize(function, catch=[3])  # type: ignore[list-item]
 
 
+def test_a_token_that_is_no_good_any_more_is_no_trials_fault(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = client.create(definition())
+
+    def denied(*_: Any, **__: Any) -> Any:
+        raise AccessDeniedError("this token expired")
+
+    monkeypatch.setattr(study.ask_tell, "report", denied)
+    with pytest.raises(AccessDeniedError):
+        study.optimize(function)
+    assert study.trial(0).state == "waiting"
+
+
+def test_whatever_text_is_raised_ends_the_trial(client: Client) -> None:
+    study = client.create(definition())
+
+    def failing(trial: optuna.Trial) -> float:
+        raise ValueError("\0 and \ud800")
+
+    study.optimize(failing, n_trials=1, catch=ValueError)
+    trial = study.trial(0)
+    assert (trial.state, trial.failure) == ("fail", r"ValueError: \0 and \ud800")
+    assert study.status().counts["waiting"] == 0
+
+
+def test_a_trial_with_more_metrics_than_a_service_keeps_has_failed(client: Client) -> None:
+    class Talkative:
+        name, direction, description = "talkative", "minimize", "for a test"
+        hyperparameters = (Hyperparameter("x", 0.5),)
+
+        def evaluate(self, params: Any, *, seed: Any, resume: Any = None) -> Iterator[Epoch]:
+            yield Epoch(1, 1.0, metrics={f"metric {k}": 1.0 for k in range(300)})
+
+    study = client.create(definition(space={"x": {"low": 0.0, "high": 1.0}}, pruner={"name": "none"}))
+    study.optimize(Talkative(), n_trials=1, catch=DefinitionError)
+    trial = study.trial(0)
+    assert (trial.state, trial.user_attrs["error_type"]) == ("fail", "DefinitionError")
+    assert "at most 256 attributes" in str(trial.failure)
+
+
 def test_studies_are_created_once(client: Client) -> None:
     client.create(definition())
     assert client.create(definition()).name == "bowl"

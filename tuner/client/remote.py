@@ -238,8 +238,11 @@ def _parts(values: Mapping[int, float]) -> Iterator[dict[int, float]]:
 
 
 def _short(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes whose texts are not longer than a service takes: of a traceback, the end says most."""
-    return {
-        name: f"… {value[-LONGEST_TEXT:]}" if isinstance(value, str) and len(value) > LONGEST_TEXT else value
-        for name, value in attrs.items()
-    }
+    """Attributes whose texts are as a service takes them, whatever an objective has raised."""
+    return {name: _text(value) if isinstance(value, str) else value for name, value in attrs.items()}
+
+
+def _text(text: str) -> str:
+    """Without NUL and halves of surrogate pairs, and not too long: of a traceback, the end says most."""
+    shown = text.replace("\0", r"\0").encode(errors="backslashreplace").decode()
+    return shown if len(shown) <= LONGEST_TEXT else f"… {shown[-LONGEST_TEXT:]}"

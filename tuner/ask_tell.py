@@ -259,7 +259,7 @@ class AskTell:
 
         Raises:
             DefinitionError: `params` is not in the study's space.
-            ConflictError: the budget leaves no room for it.
+            ConflictError: the budget leaves no room for it, or this request enqueued another point before.
         """
         self.definition.space.check(params)
         database = self.ledger.database
@@ -268,6 +268,7 @@ class AskTell:
             database.lock_study(session, self._study_id)
             for key in asked:
                 if (before := database.number_with(session, self._study_id, key)) is not None:
+                    self._check_same_point(session, before, params)
                     return before
             self._check_room(session)
             number = database.next_number(session, self._study_id)
@@ -290,6 +291,20 @@ class AskTell:
             raise ConflictError(
                 f"the budget of {self.definition.name} has no room for another trial: {spent.trials} have "
                 f"begun{waits}; this one would never run"
+            )
+
+    def _check_same_point(self, session: Session, number: int, params: Mapping[str, Any]) -> None:
+        """See that what is enqueued again is what trial `number` was.
+
+        Raises:
+            ConflictError: it is not.
+        """
+        trial_id = self.ledger.database.trial_id(session, self._study_id, number)
+        assert trial_id is not None
+        before = self.ledger.database.trial(session, trial_id).system_attrs["fixed_params"]
+        if before != dict(params):
+            raise ConflictError(
+                f"this request enqueued {before} before, as trial {number}; now {dict(params)}"
             )
 
     @patiently

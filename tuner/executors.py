@@ -345,7 +345,8 @@ class _OwnProcesses(ProcessPoolExecutor):
     def hurry(self) -> None:
         for process in self._all():
             if process.pid is not None:
-                os.kill(process.pid, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):  # the pool's own thread has just seen its end
+                    os.kill(process.pid, signal.SIGTERM)
 
     def leave(self) -> bool:
         processes = self._all()

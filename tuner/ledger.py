@@ -359,6 +359,7 @@ _WANTED = (
     .where(*_ABOUT_TRIAL)
     .order_by(_COMMAND.command_id)
 )
+_NAMED = sa.select(_COMMAND.kind, _COMMAND.values_json).where(_COMMAND.command_key == _given("key"))
 _WAITING = _WANTED.where(_COMMAND.delivered_fence.is_(None))
 _DELIVERED = _WANTED.where(
     _COMMAND.delivered_fence == _given("the_fence"), _COMMAND.delivered_epoch == _given("epoch")
@@ -628,12 +629,21 @@ class Ledger:
         return None
 
     def command(self, session: Session, study_id: int, trial_id: int, command: Command) -> bool:
-        """Leave a command for the next report of a trial, once; False if nobody has a lease on it."""
+        """Leave a command for the next report of a trial, once; False if nobody has a lease on it.
+
+        Raises:
+            ConflictError: its key was another command's before.
+        """
         row = {"study_id": study_id, "trial_id": trial_id, "kind": command.kind, "by": command.by}
         insert = self.database.insert(_COMMANDS).values(
             **row, command_key=command.key, values_json=json.dumps(dict(command.values)), asked_at=_NOW
         )
         if session.scalar(insert.on_conflict_do_nothing().returning(_COMMAND.command_id)) is None:
+            before = session.execute(_NAMED, {"key": command.key}).one()
+            if (before.kind, json.loads(before.values_json)) != (command.kind, dict(command.values)):
+                raise ConflictError(
+                    f"this request's key was that of another before: {before.kind} {before.values_json}"
+                )
             return True
         return session.scalar(_HOLDER, {"study": study_id, "trial": trial_id}) is not None
 

@@ -20,7 +20,14 @@ from optuna.trial import TrialState
 from objectives.epoch import Diverged, Epoch, Objective
 from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
-from tuner.errors import DefinitionError, LeaseLostError, NotOfferedError, StorageError, TunerError
+from tuner.errors import (
+    AccessDeniedError,
+    DefinitionError,
+    LeaseLostError,
+    NotOfferedError,
+    StorageError,
+    TunerError,
+)
 from tuner.explain import near_miss
 from tuner.heartbeat import heartbeat
 from tuner.population import CheckpointGoneError, Task, drop_old_checkpoints, plan
@@ -32,6 +39,12 @@ from tuner.training import TrainingError, planned_epochs
 from tuner.worker_side import WorkerSide
 
 __all__ = ["Function", "Outcome", "closing_attrs", "run_leased", "run_trial"]
+
+NOT_ITS_FAULT = (
+    *(LeaseLostError, StorageError, AccessDeniedError, NotOfferedError),
+    optuna.exceptions.StorageInternalError,
+)
+"""What a function may raise without having failed: it could not report, or its study is another."""
 
 Function: TypeAlias = Callable[[optuna.Trial], float]
 """A plain Optuna objective: suggests, trains, reports if it likes, returns the value."""
@@ -401,7 +414,7 @@ def _run_function(
         stopped, value = trial.stopped(), lease.last_value
         is_wanted = bool(trial.reply.by) and value is not None and not math.isnan(value)
         state = TrialState.COMPLETE if is_wanted else TrialState.PRUNED
-    except (LeaseLostError, StorageError, optuna.exceptions.StorageInternalError, NotOfferedError):
+    except NOT_ITS_FAULT:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a training raises is recorded
         attrs = _attrs(lease, None, started)
@@ -419,7 +432,12 @@ def _tell(
     *,
     seconds: float = 0.0,
 ) -> Outcome:
-    ask_tell.tell(lease, state, value, attrs, seconds=seconds)
+    try:
+        ask_tell.tell(lease, state, value, attrs, seconds=seconds)
+    except (
+        DefinitionError
+    ) as error:  # a service takes no such attributes: given back, it would come again and again
+        return _fail(ask_tell, lease, TrainingError(error), {}, seconds)
     return _outcome(ask_tell, lease, state, value=value)
 
 

@@ -26,7 +26,7 @@ from objectives.epoch import Epoch, Epochs, Hyperparameter, Seed
 from tuner import ComparisonDefinition, StudyDefinition, StudyManager, TunerError
 from tuner.ask_tell import AskTell
 from tuner.errors import DefinitionError
-from tuner.executors import Where
+from tuner.executors import Where, _OwnProcesses
 from tuner.ledger import Ledger, Owner
 from tuner.runs import Runs
 from tuner.tables import RunRow
@@ -477,3 +477,28 @@ def test_a_run_that_was_killed_is_forgotten_by_the_next(sqlite_url: str) -> None
         assert not Runs(manager._ledger).goes_on(killed)
         with manager._ledger.transaction() as session:
             assert session.execute(sa.select(table)).all() == []  # nor did that run leave a row
+
+
+def test_a_worker_that_has_just_gone_keeps_no_other_from_being_told_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Process:
+        def __init__(self, pid: int) -> None:
+            self.pid = pid
+
+        def is_alive(self) -> bool:
+            return True  # the pool's own thread has taken its end up
+
+    told: list[int] = []
+
+    def kill(pid: int, number: int) -> None:
+        if pid == 1:
+            raise ProcessLookupError(pid)
+        told.append(pid)
+
+    with _OwnProcesses(1) as executor:
+        monkeypatch.setattr(executor, "_processes", {pid: Process(pid) for pid in (1, 2)})
+        monkeypatch.setattr(os, "kill", kill)
+        executor.hurry()
+        monkeypatch.undo()
+    assert told == [2]

@@ -20,8 +20,10 @@ from served import LossyProxy, Served, told
 
 from objectives.epoch import Epoch, Hyperparameter
 from tuner import StudyDefinition, StudyManager
-from tuner.ask_tell import Answer
+from tuner.ask_tell import Answer, Reply
 from tuner.client import Client, RemoteStudy, RemoteTrial
+from tuner.client.client import _Work
+from tuner.client.remote import MOST_VALUES, SHORT_PATIENCE
 from tuner.errors import (
     AccessDeniedError,
     ConflictError,
@@ -126,6 +128,51 @@ def test_some_trials_and_then_the_rest(client: Client) -> None:
     assert len(study.trials()) == 30
 
 
+def test_a_turn_that_is_given_back_is_taken_again_whoever_came_in_vain_meanwhile(client: Client) -> None:
+    work = _Work(client.create(definition()), function, (), (), left=1, deadline=None)
+    assert work._may_begin()
+    assert not work._may_begin(), "another job"
+    work._give_back_turn()
+    assert work._may_begin()
+
+
+def test_a_trial_whose_answer_was_not_heard_is_given_back_soon(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = client.create(definition())
+    side, asked = study.ask_tell, []
+    ask = side.ask
+
+    def interrupted(request_id: str, *, patience: float | None = None) -> Any:
+        lease = ask(request_id, patience=patience)
+        asked.append(patience)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return lease
+
+    monkeypatch.setattr(side, "ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(function)
+    assert asked == [None, SHORT_PATIENCE]
+    assert study.trial(0).state == "waiting"
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_what_a_person_wants_is_heard_with_any_part_of_a_long_report(
+    client: Client, is_stopped: bool
+) -> None:
+    study = client.create(definition(pruner={"name": "none"}))
+    lease = study.ask()
+    assert lease is not None
+    study.adjust(lease.number, {"x": 0.5})
+    if is_stopped:
+        study.stop_trial(lease.number)
+    reply = study.ask_tell.report_many(lease, dict.fromkeys(range(2 * MOST_VALUES + 1), 1.0))
+    assert reply == (
+        Reply(Answer.STOP, by="admin") if is_stopped else Reply(Answer.ADJUST, {"x": 0.5}, "admin")
+    )
+
+
 def test_an_objective_of_epochs_is_optimized_too(client: Client, tmp_path: Path) -> None:
     class Walk:
         name, direction, description = "walk", "minimize", "for a test"
@@ -218,6 +265,47 @@ def test_what_is_caught_is_logged_and_the_next_trial_runs(
         study.optimize(lambda trial: 0.0, callbacks=[stop])
     with pytest.raises(DefinitionError, match="catch takes classes of exceptions; got 3"):
         study.optimize(function, catch=[3])  # type: ignore[list-item]
+
+
+def test_a_token_that_is_no_good_any_more_is_no_trials_fault(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = client.create(definition())
+
+    def denied(*_: Any, **__: Any) -> Any:
+        raise AccessDeniedError("this token expired")
+
+    monkeypatch.setattr(study.ask_tell, "report", denied)
+    with pytest.raises(AccessDeniedError):
+        study.optimize(function)
+    assert study.trial(0).state == "waiting"
+
+
+def test_whatever_text_is_raised_ends_the_trial(client: Client) -> None:
+    study = client.create(definition())
+
+    def failing(trial: optuna.Trial) -> float:
+        raise ValueError("\0 and \ud800")
+
+    study.optimize(failing, n_trials=1, catch=ValueError)
+    trial = study.trial(0)
+    assert (trial.state, trial.failure) == ("fail", r"ValueError: \0 and \ud800")
+    assert study.status().counts["waiting"] == 0
+
+
+def test_a_trial_with_more_metrics_than_a_service_keeps_has_failed(client: Client) -> None:
+    class Talkative:
+        name, direction, description = "talkative", "minimize", "for a test"
+        hyperparameters = (Hyperparameter("x", 0.5),)
+
+        def evaluate(self, params: Any, *, seed: Any, resume: Any = None) -> Iterator[Epoch]:
+            yield Epoch(1, 1.0, metrics={f"metric {k}": 1.0 for k in range(300)})
+
+    study = client.create(definition(space={"x": {"low": 0.0, "high": 1.0}}, pruner={"name": "none"}))
+    study.optimize(Talkative(), n_trials=1, catch=DefinitionError)
+    trial = study.trial(0)
+    assert (trial.state, trial.user_attrs["error_type"]) == ("fail", "DefinitionError")
+    assert "at most 256 attributes" in str(trial.failure)
 
 
 def test_studies_are_created_once(client: Client) -> None:

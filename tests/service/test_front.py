@@ -428,6 +428,7 @@ def test_two_hosts(service: Service) -> None:
         ({"Origin": "http://localhost:8081"}, False),
         ({"Origin": "http://localhost"}, False),
         ({"Origin": "ftp://localhost:8080"}, False),
+        ({"Origin": "http://["}, False),
         ({"Sec-Fetch-Site": "same-site"}, False),
         ({"Sec-Fetch-Site": "cross-site", "Origin": "null"}, False),
     ],
@@ -750,6 +751,14 @@ def test_no_value_poisons_a_study(studied: Service, value: str) -> None:
     assert holder("GET", "/api/studies/1?after=0").status_code == 200
 
 
+@pytest.mark.parametrize("value", [r'"\ud800"', r'"\u0000"', "[" * 300 + "]" * 300, "9" * 500])
+def test_no_attribute_of_the_dashboards_keeps_trials_from_being_shown(studied: Service, value: str) -> None:
+    attrs, headers = f'{{"user_attrs": {{"a": {value}}}}}', {"Content-Type": "application/json"}
+    answer = studied.holder(Role.OPERATOR)("POST", "/api/trials/3/user-attrs", content=attrs, headers=headers)
+    assert answer.status_code == 422
+    assert not studied.manager.load("small").get_trials()[2].user_attrs
+
+
 @pytest.mark.parametrize(
     ("path", "document", "status"),
     [
@@ -819,7 +828,8 @@ def test_notes(studied: Service, path: str, document: Any, status: int) -> None:
     [
         (b"{", "application/json", 400),
         (b"\xff", "application/json", 400),
-        (b"[" * 200_000, "application/json", 400),
+        (b"[" * 200_000, "application/json", 422),
+        (b'{"state": "Fail", "state": "Complete"}', "application/json", 422),
         (b"{}", "text/plain", 415),
         (b"{}", "", 415),
         (b" " * 300_000, "application/json", 413),

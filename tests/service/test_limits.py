@@ -21,7 +21,7 @@ from test_studies import STUDY
 
 from tuner.ask_tell import AskTell
 from tuner.errors import StorageUnavailableError
-from tuner.service.limits import BODY_BYTES, LARGE_BYTES, Limits, RefusedError, check_json
+from tuner.service.limits import BODY_BYTES, INLINE_BYTES, LARGE_BYTES, Limits, RefusedError, check_json
 from tuner.storage import Mode
 
 AT = "/v1/studies/s/trials/0"
@@ -232,6 +232,52 @@ def test_a_body_that_does_not_come_is_not_waited_for_for_ever() -> None:
     scope = {"type": "http", "method": "POST", "path": "/v1/studies", "headers": [], "state": {}}
     anyio.run(Limits(never, read_seconds=0.01), scope, receive, send)
     assert sent[0]["status"] == 408
+
+
+def test_a_body_that_breaks_off_is_not_taken_for_a_whole_one(trial: Api) -> None:
+    async def put(messages: list[Message]) -> int:
+        scope = {
+            "type": "http",
+            "method": "PUT",
+            "path": f"{AT}/checkpoint",
+            "query_string": b"fence=1&epoch=1",
+            "headers": [(b"content-type", b"application/octet-stream"), (b"content-length", b"9")],
+        }
+        sent: list[Any] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def receive() -> Message:
+            return messages.pop(0)
+
+        await As(trial.app)(scope, receive, send)
+        return int(sent[0]["status"])
+
+    first = {"type": "http.request", "body": b"whole", "more_body": True}
+    rest = {"type": "http.request", "body": b"body", "more_body": False}
+    assert anyio.run(put, [dict(first), rest]) == 200
+    assert anyio.run(put, [dict(first), {"type": "http.disconnect"}]) == 400
+    assert trial.call("GET", f"{AT}/checkpoint").content == b"wholebody"
+
+
+def test_a_body_that_takes_long_to_check_keeps_nobody_waiting(
+    service: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, others = threading.Event(), threading.Event()
+
+    def slow(body: bytes, **_: Any) -> None:
+        begun.set()
+        assert others.wait(30)
+
+    monkeypatch.setattr("tuner.service.limits.check_json", slow)
+    body = b"{}".ljust(INLINE_BYTES + 1)
+    sender = threading.Thread(target=lambda: service.raw("/v1/studies:import", body, 422))
+    sender.start()
+    assert begun.wait(30)
+    service.get("/v1/studies")
+    others.set()
+    sender.join()
 
 
 def test_a_checkpoint_may_be_larger_but_not_at_will(trial: Api) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -166,6 +167,9 @@ def test_what_a_person_wants_arrives_with_the_next_report(service: Api) -> None:
     trial = begin(service)
     for _ in range(2):  # the same command, once
         service.post(f"{at(trial)}:adjust", {"values": {"learning_rate": 0.5}}, **{"Idempotency-Key": "k"})
+    other = {"values": {"learning_rate": 0.25}}
+    refused = service.post(f"{at(trial)}:adjust", other, 409, **{"Idempotency-Key": "k"})
+    assert refused["type"] == "urn:tuner:conflict"
     heard = {"answer": "adjust", "adjustment": {"learning_rate": 0.5}, "by": "admin"}
     assert service.post(f"{at(trial)}:heartbeat", {"fence": 1}) == heard
     report = {"fence": 1, "values": [{"step": 1, "value": 1.0}]}
@@ -188,6 +192,9 @@ def test_an_enqueued_point_is_the_next_and_once(service: Api) -> None:
     assert (queued["number"], queued["state"], queued["user_attrs"]) == (0, "waiting", {"why": "a guess"})
     again = service.post("/v1/studies/s/trials:enqueue", point, 201, **{"Idempotency-Key": "k"})
     assert again == queued
+    other = {**point, "params": {"x": 0.5}}
+    refused = service.post("/v1/studies/s/trials:enqueue", other, 409, **{"Idempotency-Key": "k"})
+    assert refused["type"] == "urn:tuner:conflict"
     for params in ({"x": 2.0}, {"y": 1}, {"x": "0.5"}, {"x": True}):
         service.post("/v1/studies/s/trials:enqueue", {"params": params}, 422)
     (trial,) = service.post(ASK, {"client_id": "w"})["trials"]
@@ -364,6 +371,28 @@ def _statements(service: Api, call: Any) -> int:
     call()
     sa.event.remove(engine, "before_cursor_execute", note)
     return len(seen)
+
+
+def test_asks_that_wait_for_a_sampler_keep_no_report_waiting(
+    service: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = begin(service, budget={"trials": 60})
+    choose, went_on = AskTell._choose, threading.Event()
+
+    def slow(self: AskTell, *args: Any) -> Any:
+        assert went_on.wait(60)
+        return choose(self, *args)
+
+    monkeypatch.setattr(AskTell, "_choose", slow)
+    with ThreadPoolExecutor(50) as clients:
+        asked = [clients.submit(service.post, ASK, {"client_id": "w"}) for _ in range(50)]
+        time.sleep(0.5)  # they have come, more than there are threads
+        try:
+            service.post(f"{at(trial)}:heartbeat", {"fence": 1})
+            assert not any(ask.done() for ask in asked)
+        finally:
+            went_on.set()
+    assert sum(len(ask.result()["trials"]) for ask in asked) == 50
 
 
 def test_http_costs_no_statement_of_its_own(service: Api, monkeypatch: pytest.MonkeyPatch) -> None:

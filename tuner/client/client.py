@@ -464,8 +464,10 @@ class _Work:
         with self._lock:
             if self.left is None:
                 return True
+            if self.left == 0:  # not below: a turn that another gives back is one
+                return False
             self.left -= 1
-            return self.left >= 0
+            return True
 
     def _give_back_turn(self) -> None:
         with self._lock:
@@ -483,8 +485,9 @@ class _Work:
             raise
         except BaseException:
             with contextlib.suppress(TunerError):
-                if (lease := self.ask_tell.ask(request_id)) is not None:
-                    self.ask_tell.release(lease)
+                side = self.ask_tell
+                if (lease := side.ask(request_id, patience=side.short_patience)) is not None:
+                    side.release(lease)
             raise
 
     def _take(self, outcome: Outcome, lease: Lease) -> None:

@@ -68,15 +68,24 @@ class RemoteAskTell:
         self.state = status.state
         """The study's, as the last ask has seen it."""
 
-    def ask(self, request_id: str | None = None) -> Lease | None:
+    @property
+    def short_patience(self) -> float:
+        """For how many seconds is tried again what can be left, as leases run out."""
+        return min(self.transport.patience, SHORT_PATIENCE)
+
+    def ask(self, request_id: str | None = None, *, patience: float | None = None) -> Lease | None:
         """A trial to run; None if there is none now (`state` and `is_finished` say more).
+
+        Args:
+            request_id: names this request: asked again with the same, it is the same trial.
+            patience: for how many seconds it is tried again, instead of the transport's.
 
         Raises:
             LeaseLostError: the request was handed a trial before, which was lost or given back: ask with another.
             ServiceUnavailableError: the service does not answer. So in all other methods.
         """
         body = {"client_id": self.client_id, "request_id": request_id or uuid.uuid4().hex}
-        asked: AskedTrials = read(AskedTrials, self._post("trials:ask", body))
+        asked: AskedTrials = read(AskedTrials, self._post("trials:ask", body, patience=patience))
         self.state, self.is_finished = asked.state, asked.is_finished
         return self.take(asked.trials[0]) if asked.trials else None
 
@@ -95,12 +104,14 @@ class RemoteAskTell:
         """Record values by epoch, and say whether to go on; see `AskTell.report_many`."""
         if not values:
             raise ValueError("a report needs at least one epoch")
+        replies = []
         for part in _parts(dict(sorted(values.items()))):
             pairs = [{"step": epoch, "value": wire_number(value)} for epoch, value in part.items()]
             answer = self._post_trial(lease, "report", {"values": pairs, "seconds": float(seconds)})
+            replies.append(_reply(answer))
             seconds = 0.0
             lease.values |= {epoch: float(value) for epoch, value in part.items()}
-        reply = _reply(answer)
+        reply = _together(replies)
         if reply.answer is Answer.STOP and not reply.by:  # the budget's end: what lay beyond was not recorded
             recorded = {report.step for report in self.trial(lease.number).reports}
             lease.values = {epoch: value for epoch, value in lease.values.items() if epoch in recorded}
@@ -135,7 +146,7 @@ class RemoteAskTell:
 
     def release(self, lease: Lease) -> None:
         """Give the trial back unfinished: the next ask hands it out again. Not tried for long: leases run out."""
-        self._post_trial(lease, "release", {}, patience=min(self.transport.patience, SHORT_PATIENCE))
+        self._post_trial(lease, "release", {}, patience=self.short_patience)
 
     def user_attrs(self, lease: Lease) -> dict[str, Any]:
         """The user attributes of a trial, earlier attempts' included."""
@@ -166,7 +177,7 @@ class RemoteAskTell:
             query={"fence": lease.fence, "epoch": epoch},
             content=data,
             media_type="application/octet-stream",
-            patience=min(self.transport.patience, SHORT_PATIENCE),
+            patience=self.short_patience,
         )
 
     def checkpoint(self, number: int) -> tuple[int, bytes] | None:
@@ -209,6 +220,17 @@ def _reply(answer: Any) -> Reply:
     return document.reply
 
 
+def _together(replies: Sequence[Reply]) -> Reply:
+    """The reply to a report that was sent in parts: the last, and what a person wanted that came with another."""
+    last, wanted = replies[-1], [reply for reply in replies if reply.by]
+    if not wanted or (last.answer is Answer.STOP and not last.by):
+        return last
+    if (stop := next((reply for reply in wanted if reply.answer is Answer.STOP), None)) is not None:
+        return stop
+    adjustment = {name: value for reply in wanted for name, value in reply.adjustment.items()}
+    return Reply(Answer.ADJUST, adjustment, ", ".join(dict.fromkeys(reply.by for reply in wanted)))
+
+
 def _parts(values: Mapping[int, float]) -> Iterator[dict[int, float]]:
     items = iter(values.items())
     while part := dict(itertools.islice(items, MOST_VALUES)):
@@ -216,8 +238,11 @@ def _parts(values: Mapping[int, float]) -> Iterator[dict[int, float]]:
 
 
 def _short(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes whose texts are not longer than a service takes: of a traceback, the end says most."""
-    return {
-        name: f"… {value[-LONGEST_TEXT:]}" if isinstance(value, str) and len(value) > LONGEST_TEXT else value
-        for name, value in attrs.items()
-    }
+    """Attributes whose texts are as a service takes them, whatever an objective has raised."""
+    return {name: _text(value) if isinstance(value, str) else value for name, value in attrs.items()}
+
+
+def _text(text: str) -> str:
+    """Without NUL and halves of surrogate pairs, and not too long: of a traceback, the end says most."""
+    shown = text.replace("\0", r"\0").encode(errors="backslashreplace").decode()
+    return shown if len(shown) <= LONGEST_TEXT else f"… {shown[-LONGEST_TEXT:]}"

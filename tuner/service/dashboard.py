@@ -12,7 +12,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any
 
 import optuna_dashboard
 import sqlalchemy as sa
@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuner.service.identity import Identity, Role
 from tuner.service.large_studies import Documents
+from tuner.service.limits import check_json
 from tuner.service.refusal import RefusedError
 from tuner.storage import Database, Mode, cached
 from tuner.trial_run import RECORDS
@@ -213,28 +214,15 @@ async def _body(receive: Receive) -> bytes:
 
 
 def _parse(scope: Scope, body: bytes) -> dict[str, Any]:
-    """The JSON object of a request, all of whose numbers are finite."""
+    """The JSON object of a request, as strict as bodies of `/v1`, where what it sets is shown."""
     kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise RefusedError(415, "unsupported_media_type", "the document must be application/json")
-    try:
-        document = json.loads(body.decode(), parse_constant=_no_number, parse_float=_finite)
-    except (ValueError, RecursionError):
-        raise RefusedError(400, "malformed", "the document is no JSON, or too deep") from None
+    check_json(body)
+    document = json.loads(body)
     if not isinstance(document, dict):
         raise _invalid("the document must be an object")
     return document
-
-
-def _no_number(text: str) -> NoReturn:
-    raise _invalid(f"{text} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise _invalid(f"{text} is too large")
-    return value
 
 
 def _with_body(scope: Scope, body: bytes) -> tuple[Scope, Receive]:

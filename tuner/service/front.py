@@ -337,7 +337,10 @@ def _is_own(scope: Scope, headers: Headers, *, by_cookie: bool) -> bool:
     if origin is None:
         site = headers.get("sec-fetch-site")
         return site == "same-origin" if site is not None else not by_cookie
-    found = urlsplit(origin)
+    try:
+        found = urlsplit(origin)
+    except ValueError:
+        return False
     schemes = (
         ("https",) if is_secure(scope) else ("http", "https")
     )  # a proxy may keep to itself that it is https

@@ -18,13 +18,17 @@ import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuner.service.problems import RETRY_SECONDS, RefusedError, of_error, problem
+from tuner.service.threads import OwnThreads
 from tuner.storage import patience
 
-__all__ = ["BODY_BYTES", "LARGE_BYTES", "Guard", "Limits", "check_json"]
+__all__ = ["BODY_BYTES", "INLINE_BYTES", "LARGE_BYTES", "Guard", "Limits", "check_json"]
 
 BODY_BYTES = 2**20
 LARGE_BYTES = 16 * 2**20
 """Of a checkpoint, and of a study that is imported."""
+
+INLINE_BYTES = 64 * 2**10
+"""A body of so many is checked within milliseconds."""
 
 PROBE_SECONDS = 1.0
 """Within so long a database shows that it is there, where an answer takes long."""
@@ -37,6 +41,8 @@ LONGEST_NUMBER = 400
 
 JSON = "application/json"
 BYTES = "application/octet-stream"
+
+_PROBES, _CHECKS = OwnThreads("probes", 8), OwnThreads("checks", 2)
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +66,7 @@ class Limits:
             with anyio.fail_after(self.read_seconds):
                 body = await _read(scope, receive, _limit(scope["path"]))
             if body and scope["method"] in ("POST", "PUT", "PATCH"):
-                _check(scope, body)
+                await _checked(scope, body)
         except TimeoutError:
             late = f"the body did not come within {self.read_seconds:g} seconds"
             answer = problem(408, late, scope=scope, headers={"Connection": "close"})
@@ -129,21 +135,8 @@ class Guard:
     async def _database_answers(self) -> bool:
         # threads of its own: those of requests may all be waiting for the database
         with anyio.move_on_after(PROBE_SECONDS):
-            return await anyio.to_thread.run_sync(self._is_ready, abandon_on_cancel=True, limiter=_probes())
+            return await _PROBES.run(self._is_ready, is_left=True)
         return False
-
-
-_LIMITER: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("tuner_probes")
-
-
-def _probes() -> anyio.CapacityLimiter:
-    """The threads that look whether the database answers: one event loop's."""
-    try:
-        return _LIMITER.get()
-    except LookupError:
-        limiter = anyio.CapacityLimiter(8)
-        _LIMITER.set(limiter)
-        return limiter
 
 
 class _Answer:
@@ -257,7 +250,7 @@ async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            break
+            raise RefusedError(400, None, "the connection ended before the body")
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
@@ -266,6 +259,14 @@ async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
         if not message.get("more_body", False):
             break
     return b"".join(chunks)
+
+
+async def _checked(scope: Scope, body: bytes) -> None:
+    """Check a body: a large one takes seconds, and so is left to a thread, as others are to be answered meanwhile."""
+    if len(body) <= INLINE_BYTES:
+        _check(scope, body)
+    else:
+        await _CHECKS.run(_check, scope, body)
 
 
 def _check(scope: Scope, body: bytes) -> None:

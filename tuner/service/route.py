@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-__all__ = ["Route"]
+from tuner.service.threads import OwnThreads
+
+__all__ = ["Route", "takes_long"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_LONG = OwnThreads("long", 16)
+
+_long: set[Callable[..., Any]] = set()
+
+
+def takes_long(endpoint: F) -> F:
+    """Let an endpoint have threads of its own: however many requests wait for it, others are answered."""
+    _long.add(endpoint)
+    return endpoint
 
 
 class Route(APIRoute):
@@ -30,4 +44,8 @@ class Route(APIRoute):
                 return found
             return Response(found.model_dump_json(), status, media_type="application/json")
 
-        super().__init__(path, answered, **options)
+        @functools.wraps(endpoint)
+        async def answered_apart(*args: Any, **kwargs: Any) -> Any:
+            return await _LONG.run(functools.partial(answered, *args, **kwargs))
+
+        super().__init__(path, answered_apart if endpoint in _long else answered, **options)

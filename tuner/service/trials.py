@@ -25,7 +25,7 @@ from tuner.service.identity import Identity, Role, needs
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
 from tuner.service.paths import STUDY, TRIAL, Number, StudyName
 from tuner.service.problems import AlreadyRequestedError, responses
-from tuner.service.route import Route
+from tuner.service.route import Route, takes_long
 from tuner.service.schemas import (
     LARGEST,
     Adjust,
@@ -70,6 +70,7 @@ worker = [Depends(needs(Role.WORKER))]
 
 
 @router.post(f"{STUDY}/trials:ask", responses=responses(404, 409))
+@takes_long
 def ask(study: StudyName, body: Ask, who: Worker, desk: DeskOf, key: Key = None) -> Asked:
     """Hand out trials to run, each under a lease. The same request again gets the same."""
     request = body.request_id or key
@@ -93,6 +94,7 @@ def ask(study: StudyName, body: Ask, who: Worker, desk: DeskOf, key: Key = None)
 
 
 @router.post("/trials:ask", responses=responses(409))
+@takes_long
 def ask_any(body: AskAny, who: Worker, desk: DeskOf, key: Key = None) -> AskedAny:
     """Hand out a trial of any open study whose objective the worker has; studies take turns."""
     request = body.request_id or key

@@ -23,6 +23,10 @@ def planned_epochs(objective: Objective, params: Mapping[str, Any]) -> int | Non
     return planned if isinstance(planned, int) else None
 
 
+class NoNumberError(Exception):
+    """What a function returned is no number: its trial has failed, and the next one may do better."""
+
+
 class TrainingError(Exception):
     """What an objective raised, apart from what our own code around it may raise."""
 
@@ -32,8 +36,8 @@ class TrainingError(Exception):
 
     @property
     def is_error(self) -> bool:
-        """Whether it was an exception rather than numbers that diverged."""
-        return not isinstance(self.cause, Diverged)
+        """Whether it was an exception rather than numbers that diverged, or were none."""
+        return not isinstance(self.cause, (Diverged, NoNumberError))
 
     @property
     def failure(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import reprlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
-from objectives.epoch import Diverged, Epoch, Objective
+from objectives.epoch import Epoch, Objective
 from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
 from tuner.errors import (
@@ -35,7 +36,7 @@ from tuner.resumption import Keeper, Resumption, find_resumption
 from tuner.samplers.population import ENDED, ENDED_WITH
 from tuner.storage import explain, patiently
 from tuner.termination import interruptible
-from tuner.training import TrainingError, planned_epochs
+from tuner.training import NoNumberError, TrainingError, planned_epochs
 from tuner.worker_side import WorkerSide
 
 __all__ = ["Function", "Outcome", "closing_attrs", "run_leased", "run_trial"]
@@ -403,9 +404,8 @@ def _run_function(
     stopped: dict[str, str] = {}
     try:
         with interruptible():
-            value: float | None = float(function(cast("optuna.Trial", trial)))
-        if value is not None and math.isnan(value):
-            raise Diverged(max(1, len(lease.values)), "the value is not a number")
+            returned = function(cast("optuna.Trial", trial))
+        value: float | None = _number(returned)
         state = TrialState.COMPLETE
     except _Interrupted:
         ask_tell.release(lease)
@@ -421,6 +421,16 @@ def _run_function(
         return _fail(ask_tell, lease, TrainingError(error), attrs, time.perf_counter() - trial.clock)
     since = time.perf_counter() - trial.clock
     return _tell(ask_tell, lease, state, value, _attrs(lease, None, started, **stopped), seconds=since)
+
+
+def _number(returned: Any) -> float:
+    try:
+        value = float(returned)
+    except (TypeError, ValueError, OverflowError):
+        raise NoNumberError(f"the function returned {reprlib.repr(returned)}, which is no number") from None
+    if math.isnan(value):
+        raise NoNumberError("the value is not a number")
+    return value
 
 
 def _tell(

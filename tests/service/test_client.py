@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -238,6 +239,34 @@ def test_what_a_function_raises_is_told_and_raised(client: Client) -> None:
     assert study.status().counts["running"] == study.status().counts["waiting"] == 0
 
 
+def test_what_is_no_number_fails_its_trial_and_no_more(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = client.create(definition(budget={"trials": 5}))
+    returned = [None, "good", (1.0, 2.0), float("nan"), 1]
+    study.optimize(lambda trial: returned[trial.number])  # type: ignore[return-value,arg-type]
+    assert [trial.state for trial in study.trials()] == [*["fail"] * 4, "complete"]
+    assert [trial.failure for trial in study.trials()][:4] == [
+        "the function returned None, which is no number",
+        "the function returned 'good', which is no number",
+        "the function returned (1.0, 2.0), which is no number",
+        "the value is not a number",
+    ]
+    assert sum(record.levelname == "WARNING" for record in caplog.records) == 4
+
+
+def test_whoever_waits_for_a_paused_study_is_told(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    study = client.create(definition(budget={"trials": 3}))
+    study.pause()
+    study.optimize(lambda trial: 1.0, timeout=0.5)
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "bowl is paused: waiting until somebody resumes it"
+    ]
+    assert study.status().counts["complete"] == 0
+    with pytest.raises(DefinitionError, match="a token is text; got None"):
+        Client("http://127.0.0.1:1", None)  # type: ignore[arg-type]
+
+
 def test_what_is_caught_is_logged_and_the_next_trial_runs(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -281,7 +310,8 @@ def test_a_token_that_is_no_good_any_more_is_no_trials_fault(
     assert study.trial(0).state == "waiting"
 
 
-def test_whatever_text_is_raised_ends_the_trial(client: Client) -> None:
+def test_whatever_text_is_raised_ends_the_trial(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "tuner.client")  # tests that run in parallel cannot pass such a text on
     study = client.create(definition())
 
     def failing(trial: optuna.Trial) -> float:

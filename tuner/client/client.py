@@ -419,6 +419,7 @@ class _Work:
     deadline: float | None
     is_stopping: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _is_paused: bool = False
 
     def go_on(self) -> None:
         """Run trials until there are none left, or not to be any more."""
@@ -429,6 +430,7 @@ class _Work:
                 self._give_back_turn()
                 if self.ask_tell.is_finished or self.ask_tell.state in ("stopped", "archived"):
                     return
+                self._say_pause()
                 self.is_stopping.wait(waiting.next())
                 continue
             waiting.reset()
@@ -440,6 +442,13 @@ class _Work:
     @property
     def ask_tell(self) -> RemoteAskTell:
         return self.study.ask_tell
+
+    def _say_pause(self) -> None:
+        """Log, once, that it is a person who is waited for."""
+        with self._lock:
+            is_news, self._is_paused = not self._is_paused, self.ask_tell.state == "paused"
+            if self._is_paused and is_news:
+                _log.warning("%s is paused: waiting until somebody resumes it", self.study.name)
 
     def in_threads(self, jobs: int) -> None:
         """Run so many trials at once; what ends one thread ends all."""

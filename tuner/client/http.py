@@ -300,6 +300,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _checked_token(token: str) -> str:
+    if not isinstance(token, str):  # as from a variable that is not set
+        raise DefinitionError(f"a token is text; got {token!r}")
     token = token.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise DefinitionError("a token is a line of printable characters without spaces; this is none")

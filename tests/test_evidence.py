@@ -94,7 +94,7 @@ def test_claims_are_found_by_the_beginnings_of_their_names(tmp_path: Path) -> No
 
 def test_our_claims_are_definitions_that_can_be_run() -> None:
     claims = find_claims(studies_folders()[0] / "claims")
-    assert len({definition.name for definition in claims.values()}) == len(claims) >= 5
+    assert len({definition.name for definition in claims.values()}) == len(claims) >= 15
 
 
 def test_evidence_runs_claims_and_writes_what_came_out(tuner: Tuner, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def fill(url: str) -> str:
         ask_tell.save_checkpoint(given_back, 1, bytes(range(256)))
         ask_tell.release(given_back)
         ask_tell.report(running, 1, 0.5)
+        manager.stop("kept", running.number)
         ask_tell.enqueue({"units": 7}, {})
         manager.create(StudyDefinition.parse({**DEFINITION, "name": "empty"}))
         manager.archive("empty")
@@ -99,12 +101,13 @@ def test_all_comes_back_in_either_kind(url: str, other: str, tmp_path: Path) -> 
     before = rows(url)
     assert rows(other) == before
     assert {name for name, found in before.items() if not found} == {
-        "study_system_attributes", "trial_heartbeats", "tuner_commands", "tuner_runs",
+        "study_system_attributes", "trial_heartbeats", "tuner_runs",
     }  # fmt: skip
     with StudyManager(other) as manager:  # and goes on from there: ids are not given out twice
         lease = manager.ask_tell("kept").ask()
         assert lease is not None
         manager.create(StudyDefinition.parse({**DEFINITION, "name": "new"}))
+        manager.stop("kept", lease.number)
         with closing(Tokens(manager.ledger.database)) as tokens:
             assert tokens.verify(token) is not None
 
@@ -220,6 +223,18 @@ def test_what_is_no_backup_changes_nothing(
     with pytest.raises(error, match=text):
         restore(url, make_file(tmp_path))
     assert rows(url) == before
+
+
+def test_a_backup_in_use_is_not_called_none(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(sqlite_url)
+    backup(sqlite_url, tmp_path / "backup.db")
+    with closing(sqlite3.connect(tmp_path / "backup.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0))
+        with pytest.raises(StorageError, match=r"cannot read .*backup\.db: database is locked"):
+            restore(f"sqlite:///{tmp_path}/new.db", tmp_path / "backup.db")
 
 
 def test_nothing_is_overwritten(url: str, tmp_path: Path) -> None:

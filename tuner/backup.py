@@ -114,6 +114,8 @@ def _checked(file: Path) -> str:
     try:
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             [[verdict]] = connection.execute("PRAGMA quick_check(1)")
+    except sqlite3.OperationalError as error:  # in use, or where SQLite may not write
+        raise StorageError(f"cannot read {file}: {error}") from None
     except sqlite3.DatabaseError as error:
         raise StorageError(f"{file} is no backup: {error}") from None
     if verdict != "ok":

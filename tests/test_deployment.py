@@ -77,6 +77,19 @@ def test_prometheus_may_ask_a_pod_at_its_address() -> None:
     assert names.index("POD_IP") < names.index("TUNER_ALLOWED_HOSTS")
 
 
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.sqlite.yaml"])
+def test_one_service_builds_the_image_and_the_others_wait_for_it(file: str) -> None:
+    """Compose builds all at once, and fails at a first start where two give their image the same name."""
+    services = yaml.safe_load((DOCKER / file).read_text())["services"]
+    [builder] = [name for name, service in services.items() if "build" in service]
+
+    def waits(name: str) -> bool:
+        return name == builder or any(map(waits, services[name].get("depends_on", ())))
+
+    image = services[builder]["image"]
+    assert [name for name, service in services.items() if service["image"] == image and not waits(name)] == []
+
+
 def test_secrets_are_made_whole_and_once(tmp_path: Path) -> None:
     script = shutil.copy(DOCKER / "secrets.sh", tmp_path)
     (tmp_path / "bin").mkdir()

@@ -9,6 +9,9 @@ hex() { od -An -v -tx1 -N "$1" /dev/urandom | tr -d ' \n'; }
 keep() {
     if [ -e "secrets/$1" ]; then
         echo "secrets/$1 is there"
+    elif [ "${#2}" -lt 48 ]; then
+        echo "no random bytes could be read: secrets/$1 was not made" >&2
+        exit 1
     else
         printf '%s\n' "$2" >"secrets/$1"
         chmod 444 "secrets/$1"

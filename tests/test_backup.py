@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from postgresql import Server
 from tuner import StudyDefinition, StudyManager, TunerError
 from tuner.backup import backup, restore
 from tuner.errors import ConflictError, NotFoundError, StorageError
-from tuner.schema import HEAD, info, make, open_storage
+from tuner.schema import HEAD, StorageInfo, info, make, open_storage
 from tuner.service.auth import Tokens
 from tuner.service.identity import Role
 from tuner.tables import metadata
@@ -69,6 +70,7 @@ def fill(url: str) -> str:
         ask_tell.save_checkpoint(given_back, 1, bytes(range(256)))
         ask_tell.release(given_back)
         ask_tell.report(running, 1, 0.5)
+        manager.stop("kept", running.number)
         ask_tell.enqueue({"units": 7}, {})
         manager.create(StudyDefinition.parse({**DEFINITION, "name": "empty"}))
         manager.archive("empty")
@@ -99,12 +101,13 @@ def test_all_comes_back_in_either_kind(url: str, other: str, tmp_path: Path) -> 
     before = rows(url)
     assert rows(other) == before
     assert {name for name, found in before.items() if not found} == {
-        "study_system_attributes", "trial_heartbeats", "tuner_commands", "tuner_runs",
+        "study_system_attributes", "trial_heartbeats", "tuner_runs",
     }  # fmt: skip
     with StudyManager(other) as manager:  # and goes on from there: ids are not given out twice
         lease = manager.ask_tell("kept").ask()
         assert lease is not None
         manager.create(StudyDefinition.parse({**DEFINITION, "name": "new"}))
+        manager.stop("kept", lease.number)
         with closing(Tokens(manager.ledger.database)) as tokens:
             assert tokens.verify(token) is not None
 
@@ -222,6 +225,18 @@ def test_what_is_no_backup_changes_nothing(
     assert rows(url) == before
 
 
+def test_a_backup_in_use_is_not_called_none(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(sqlite_url)
+    backup(sqlite_url, tmp_path / "backup.db")
+    with closing(sqlite3.connect(tmp_path / "backup.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0))
+        with pytest.raises(StorageError, match=r"cannot read .*backup\.db: database is locked"):
+            restore(f"sqlite:///{tmp_path}/new.db", tmp_path / "backup.db")
+
+
 def test_nothing_is_overwritten(url: str, tmp_path: Path) -> None:
     fill(url)
     before, file = rows(url), tmp_path / "backup.db"
@@ -235,6 +250,57 @@ def test_nothing_is_overwritten(url: str, tmp_path: Path) -> None:
     ):
         restore(url, file)
     assert rows(url) == before
+
+
+def test_a_study_made_while_a_restore_begins_stays(
+    sqlite_url: str, postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever makes it after it was seen that there are none."""
+    fill(sqlite_url)
+    backup(sqlite_url, tmp_path / "backup.db")
+
+    def seen(url: str) -> StorageInfo:
+        found = info(url)
+        if url == postgresql_url:
+            with StudyManager(url) as manager:
+                manager.create(StudyDefinition.parse({**DEFINITION, "name": "mine"}))
+        return found
+
+    monkeypatch.setattr("tuner.backup.info", seen)
+    with pytest.raises(ConflictError, match="holds 1 studies"):
+        restore(postgresql_url, tmp_path / "backup.db")
+    with StudyManager(postgresql_url) as manager:
+        assert [summary.name for summary in manager.studies()] == ["mine"]
+
+
+def test_checkpoints_are_copied_one_at_a_time(postgresql_url: str, tmp_path: Path) -> None:
+    """A thousand of them may be more than the memory."""
+    fill(postgresql_url)
+    with StudyManager(postgresql_url) as manager:
+        ask_tell = manager.ask_tell("kept")
+        for number in range(3):
+            lease = ask_tell.ask()
+            assert lease is not None
+            ask_tell.save_checkpoint(lease, 1, bytes([number]))
+    heard: list[tuple[str, int, int]] = []
+    backup(postgresql_url, tmp_path / "backup.db", lambda *progress: heard.append(progress))
+    kept = [done for table, done, _ in heard if table == "tuner_checkpoints"]
+    assert kept == list(range(1, len(kept) + 1))
+    assert len(kept) >= 3
+
+
+@pytest.mark.parametrize("place", ["no/such/folder/x.db", "text/x.db"])
+def test_where_nothing_can_be_written_is_named(url: str, tmp_path: Path, place: str) -> None:
+    fill(url)
+    (tmp_path / "text").touch()
+    with pytest.raises(StorageError, match=rf"cannot write .*{place}: N"):
+        backup(url, tmp_path / place)
+
+
+def test_backup_is_its_owners_alone(url: str, tmp_path: Path) -> None:
+    fill(url)
+    backup(url, tmp_path / "backup.db")
+    assert (tmp_path / "backup.db").stat().st_mode & 0o777 == 0o600
 
 
 def test_tokens_make_way(url: str, tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +55,8 @@ def test_pods_are_hardened_and_their_secrets_are_files() -> None:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
-        assert all("valueFrom" not in variable for variable in container["env"])
+        assert all("secretKeyRef" not in variable.get("valueFrom", {}) for variable in container["env"])
+        assert pod["enableServiceLinks"] is False
         assert container["resources"]["limits"]["memory"]
     secrets = {
         name: [item["key"] for item in volume["secret"].get("items", [])]
@@ -62,6 +66,49 @@ def test_pods_are_hardened_and_their_secrets_are_files() -> None:
     }
     assert secrets["tuner-worker"] == ["worker-token"]
     assert secrets["tuner-migration"] == ["database-password"]
+
+
+def test_prometheus_may_ask_a_pod_at_its_address() -> None:
+    """The kubelet puts in what stands before a variable in the list, nothing that follows."""
+    [container] = dict(_pods())["tuner-api"]["containers"]
+    names = [variable["name"] for variable in container["env"]]
+    hosts = next(v["value"] for v in container["env"] if v["name"] == "TUNER_ALLOWED_HOSTS")
+    assert hosts.split()[-1] == "$(POD_IP)"
+    assert names.index("POD_IP") < names.index("TUNER_ALLOWED_HOSTS")
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.sqlite.yaml"])
+def test_one_service_builds_the_image_and_the_others_wait_for_it(file: str) -> None:
+    """Compose builds all at once, and fails at a first start where two give their image the same name."""
+    services = yaml.safe_load((DOCKER / file).read_text())["services"]
+    [builder] = [name for name, service in services.items() if "build" in service]
+
+    def waits(name: str) -> bool:
+        return name == builder or any(map(waits, services[name].get("depends_on", ())))
+
+    image = services[builder]["image"]
+    assert [name for name, service in services.items() if service["image"] == image and not waits(name)] == []
+
+
+def test_secrets_are_made_whole_and_once(tmp_path: Path) -> None:
+    script = shutil.copy(DOCKER / "secrets.sh", tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/od").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin/od").chmod(0o755)
+    without = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    failed = subprocess.run([script], env=without, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "no random bytes" in failed.stderr
+    assert not list((tmp_path / "secrets").iterdir())
+    subprocess.run([script], check=True, capture_output=True)
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    made = {file.name: file.read_text() for file in (tmp_path / "secrets").iterdir()}
+    assert len(set(made.values())) == 3
+    for name in ("admin_token", "worker_token"):
+        assert re.fullmatch(r"tuner_[0-9a-f]{12}_[0-9a-f]{64}\n", made[name])
+    assert re.fullmatch(r"[0-9a-f]{48}\n", made["database_password"])
+    subprocess.run([script], check=True, capture_output=True)
+    assert {file.name: file.read_text() for file in (tmp_path / "secrets").iterdir()} == made
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,13 @@ def test_service_lives_while_it_answers(served: int, monkeypatch: pytest.MonkeyP
     assert (why or "").startswith("http://127.0.0.1:9/healthz: ")
 
 
+@pytest.mark.parametrize("host", ["::", "[::]", "::1", "[::1]"])
+def test_service_on_ipv6_is_asked_there(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that listens on every address of version 6 is at none of version 4."""
+    why = health(monkeypatch, TUNER_HOST=host, TUNER_PORT="9")
+    assert (why or "").startswith("http://[::1]:9/healthz: ")
+
+
 def test_it_loads_nothing_but_the_standard_library() -> None:
     script = "import sys, tuner.health; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -33,6 +33,8 @@ OnRows = Callable[[str, int, int], None]
 """Hears of each block: the table's name, how many of its rows are copied, and how many there are."""
 
 BLOCK = 1000
+"""So many rows are copied at once; of a table with bytes, such as checkpoints, one: each may take a good part of the
+memory."""
 
 _NOT_COPIED = {"alembic_version", "tuner_alembic_version", "version_info"}
 """They say how the tables of a database are, whatever is in them."""
@@ -77,9 +79,7 @@ def restore(url: str, file: Path, on_rows: OnRows = lambda table, done, total: N
     open_storage(url).close()  # makes the tables where there are none
     there = info(url)
     if there.studies > 0:
-        raise ConflictError(
-            f"{safe_url(url)} holds {there.studies} studies; a backup goes back into a database without any"
-        )
+        raise _holds_studies(url, there.studies)
     is_current = (before, info(_url(file)).optunas_version) == (there.version, there.optunas_version)
     with _upgraded(file) if not is_current else nullcontext(file) as source, _explained(url):
         if _is_sqlite(url):
@@ -114,6 +114,8 @@ def _checked(file: Path) -> str:
     try:
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             [[verdict]] = connection.execute("PRAGMA quick_check(1)")
+    except sqlite3.OperationalError as error:  # in use, or where SQLite may not write
+        raise StorageError(f"cannot read {file}: {error}") from None
     except sqlite3.DatabaseError as error:
         raise StorageError(f"{file} is no backup: {error}") from None
     if verdict != "ok":
@@ -140,15 +142,17 @@ def _new(file: Path) -> Iterator[Path]:
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         part.unlink(missing_ok=True)
-        yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.replace(file)
+        part.touch(0o600)  # SQLite would not say why it cannot; and what is in it is its owner's alone
+        try:
+            yield part
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            part.replace(file)
+        finally:
+            for rest in ("", "-wal", "-shm", "-journal"):
+                part.with_name(f"{part.name}{rest}").unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write {file}: {error.strerror or error}") from None
-    finally:
-        for rest in ("", "-wal", "-shm", "-journal"):
-            part.with_name(f"{part.name}{rest}").unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------------------- PostgreSQL
@@ -186,6 +190,7 @@ def _write_server(url: str, source: Path, on_rows: OnRows) -> None:
     try:
         with backed_up.connect() as reading, server.begin() as writing:
             tables = _tables(backed_up)
+            _require_no_studies(url, writing)
             for table in reversed(tables):
                 writing.execute(sa.delete(table))
             for table in tables:
@@ -195,6 +200,19 @@ def _write_server(url: str, source: Path, on_rows: OnRows) -> None:
     finally:
         server.dispose()
         backed_up.dispose()
+
+
+def _require_no_studies(url: str, writing: sa.Connection) -> None:
+    """Let nobody make a study until this transaction ends, and see that nobody has: its rows would be deleted."""
+    writing.execute(sa.text("LOCK TABLE studies IN EXCLUSIVE MODE"))
+    if count := writing.scalar(sa.text("SELECT COUNT(*) FROM studies")):
+        raise _holds_studies(url, count)
+
+
+def _holds_studies(url: str, count: int) -> ConflictError:
+    return ConflictError(
+        f"{safe_url(url)} holds {count} studies; a backup goes back into a database without any"
+    )
 
 
 def _tables(engine: sa.Engine) -> list[sa.Table]:
@@ -210,7 +228,9 @@ def _copy_rows(
     name = insert.table.name
     total = reading.scalar(sa.select(sa.func.count()).select_from(select.subquery())) or 0
     done = 0
-    for block in reading.execute(select).mappings().partitions(BLOCK):
+    size = 1 if any(isinstance(column.type, sa.LargeBinary) for column in select.selected_columns) else BLOCK
+    rows = reading.execute(select, execution_options={"yield_per": size})
+    for block in rows.mappings().partitions():
         writing.execute(insert, [dict(row) for row in block])
         done += len(block)
         on_rows(name, done, total)

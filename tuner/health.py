@@ -27,7 +27,8 @@ TOUCH_SECONDS = 2.0
 
 ANSWER_SECONDS = 4.0
 
-ANY_ADDRESS = ("", "0.0.0.0", "::", "[::]")
+LOOPBACK_OF = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Where a service that listens on every address of a kind is found from within."""
 
 
 def sign_of_life(file: Path | None) -> Callable[[], None]:
@@ -80,7 +81,8 @@ def _is_silent(url: str) -> str | None:
 
 def _url() -> str:
     """Where the service of this machine answers, by the settings that `tuner serve` takes from the environment."""
-    host = os.environ.get("TUNER_HOST", "127.0.0.1")
+    host = os.environ.get("TUNER_HOST", "127.0.0.1").strip("[]")
     scheme = "https" if os.environ.get("TUNER_TLS_CERT") else "http"
-    host = "127.0.0.1" if host in ANY_ADDRESS else host
+    host = LOOPBACK_OF.get(host, host)
+    host = f"[{host}]" if ":" in host else host
     return f"{scheme}://{host}:{os.environ.get('TUNER_PORT', '8080')}/healthz"

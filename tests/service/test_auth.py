@@ -141,6 +141,15 @@ def test_a_provided_token_that_was_revoked_stays_so(tokens: Tokens) -> None:
     assert tokens.verify(PROVIDED) is None
 
 
+def test_an_old_file_does_not_revoke_the_new_token(tokens: Tokens) -> None:
+    """One of several services, started again with the secret as it was before, locks nobody out."""
+    tokens.provide(Role.ADMIN, PROVIDED)
+    tokens.provide(Role.ADMIN, successor := f"tuner_{'e' * 12}_{'f' * 64}")
+    assert tokens.provide(Role.ADMIN, PROVIDED).revoked is not None
+    assert tokens.verify(PROVIDED) is None
+    assert tokens.verify(successor) is not None
+
+
 @pytest.mark.parametrize("text", ["", "secret", PROVIDED[:-1], PROVIDED.upper(), f"{PROVIDED}\n{PROVIDED}"])
 def test_what_is_no_token_is_not_provided(tokens: Tokens, text: str) -> None:
     with pytest.raises(DefinitionError, match="a token reads tuner_ID_SECRET"):

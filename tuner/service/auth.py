@@ -139,7 +139,8 @@ class Tokens:
         """Let in a token that was made elsewhere, as from a secret's file; once more is the same.
 
         One that was provided for this role before, and is another, is revoked: so who changes the secret, changes it
-        here. One that was revoked stays so.
+        here. One that was revoked stays so, and revokes no other: a process that starts with an old file would lock
+        all out.
 
         Raises:
             DefinitionError: the text is no token.
@@ -164,6 +165,8 @@ class Tokens:
             if row is None:
                 values = {"name": name, "role": role.name.lower(), "prefix": "", "expires_at": None}
                 info = self._add(session, text, token_id, values)
+            elif row.revoked_at is not None:
+                return _info(row)
             else:
                 info = _info(row)
             for old in session.scalars(sa.select(_tokens.c.token_id).where(earlier)).all():

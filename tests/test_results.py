@@ -149,6 +149,10 @@ def test_targets_tell_what_was_spent_when_they_were_reached(found: ComparisonRes
         assert (rows[-1.0, arm].reached, rows[-1.0, arm].trials) == (0, np.inf)
 
 
+def test_no_result_is_told_before_anything_was_spent(found: ComparisonResult) -> None:
+    assert all(curve.spent.tolist() == [1, 2, 3, 4, 5, 6] for curve in found.anytime("trials").values())
+
+
 def test_results_at_every_point_of_the_budget(found: ComparisonResult) -> None:
     for unit, scale in (("trials", 1), ("epochs", 3)):
         for arm, curve in found.anytime(unit, points=3).items():  # type: ignore[arg-type]

@@ -59,7 +59,8 @@ class ArmRow:
     """One line of the ranking. `epochs` and `seconds` are totals over the seeds; `p` is that of its
     difference from the first, None for the first itself and where there are fewer than two seeds.
 
-    `test` is the spread of the test values over the seeds, None where not every seed has one."""
+    `test` is the spread of the test values over the seeds, None where not every seed has one; a run that has nothing to
+    train anew, as no trial of it was completed, is worse than all others, and so is one where a training failed."""
 
     arm: str
     mean_rank: float
@@ -288,7 +289,7 @@ class ComparisonResult:
         end = min(run.spent(unit)[-1] for arm in self.arms for run in self.runs_of(arm))
         grid = np.linspace(0, end, points + 1)[1:]
         if unit != "seconds":
-            grid = np.unique(np.floor(grid))
+            grid = np.unique(np.maximum(1, np.floor(grid)))
         return {arm: self._curve(arm, unit, grid) for arm in self.arms}
 
     def targets(self) -> list[TargetRow]:
@@ -451,7 +452,6 @@ class ComparisonResult:
     def _row(self, index: int, rank: float, p: float | None) -> ArmRow:
         runs = self.runs_of(self.arms[index])
         finals = self.finals[index]
-        tests = [run.test.value for run in runs if run.test is not None]
         return ArmRow(
             arm=self.arms[index],
             mean_rank=float(rank),
@@ -463,7 +463,7 @@ class ComparisonResult:
             epochs=int(sum(run.epochs[-1] for run in runs)),
             seconds=sum(run.seconds for run in runs),
             p=p,
-            test=spread(_worst_for_nan(tests, self.sign)) if len(tests) == len(runs) else None,
+            test=_test_spread(runs, self.sign),
         )
 
 
@@ -487,10 +487,14 @@ def read_comparison(
     return ComparisonResult(definition, tuple(runs))
 
 
-def _worst_for_nan(values: Sequence[float], sign: int) -> Floats:
-    """A training that failed on the test is worse than all others."""
-    found = np.array(values)
-    return np.where(np.isnan(found), sign * math.inf, found)
+def _test_spread(runs: Sequence[Run], sign: int) -> Spread | None:
+    """Of the test values, failures as the worst; None where some are not known yet, or there are none at all."""
+    tests = [run.test for run in runs if run.best_number is not None]
+    known = [test.value for test in tests if test is not None]
+    if not known or len(known) < len(tests):
+        return None
+    found = np.array(known + [math.nan] * (len(runs) - len(tests)))
+    return spread(np.where(np.isnan(found), sign * math.inf, found))
 
 
 def _is_done(member: Member, run: Run | None) -> bool:

@@ -229,6 +229,18 @@ def test_a_winner_over_problems_counts_each_problem_once() -> None:
     assert together.table()[1].p == pytest.approx(p)
 
 
+def test_a_tie_over_problems_is_one_in_whatever_order_their_thirds_are_added() -> None:
+    # how many of three seeds each arm wins: as many together, in another order
+    wins = [(won, 3 - won) for won in (0, 2, 2, 2, 2, 1)]
+    results = [
+        problem(f"p{i}", {"a": [0.0] * a + [1.0] * b, "b": [1.0] * a + [0.0] * b, "c": [2.0] * 3})
+        for i, (a, b) in enumerate(wins)
+    ]
+    together = ProblemsResult(tuple(results))
+    assert len(set(together.ranks.mean(axis=1)[:2].tolist())) == 2  # by rounding
+    assert together.verdict == "a, b share the best mean rank over 6 problems; no winner."
+
+
 def test_problems_need_the_same_arms_and_different_names() -> None:
     one = problem("one", {"a": [1.0], "b": [2.0]})
     with pytest.raises(DefinitionError, match="one has a, b, two has a, c"):

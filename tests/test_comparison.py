@@ -198,3 +198,38 @@ def test_an_arm_that_is_significantly_worse_does_not_win_by_its_mean_rank() -> N
     assert found.ranking[0] == "a"
     assert not found.beats("a", "b")
     assert found.winner is None
+
+
+def test_who_beats_the_arm_of_the_best_mean_rank_is_named() -> None:
+    gains = np.array([-0.01 - 1e-4 * k for k in range(32)] + [5.0 + k for k in range(28)])
+    found = result({"a": list(10 + gains), "b": [10.0] * 60})
+    assert found.ranking[0] == "a"
+    assert found.beats("b", "a")
+    assert found.verdict == (
+        "a has the best mean rank over 60 seeds, but beats no other significantly; b beats a "
+        "(Wilcoxon signed-rank, Holm over all pairs)."
+    )
+
+
+def test_differences_between_others_are_no_silence() -> None:
+    noise = np.random.default_rng(15).normal(size=(2, 20))
+    found = result({"a": list(noise[1] - 0.1), "b": list(noise[0]), "c": list(noise[0] + 0.1)})
+    assert found.winner is None
+    assert found.beats("b", "c")
+    assert "b beats c" in found.verdict
+    assert "no difference is significant" not in found.verdict
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_an_interval_that_includes_0_stands_beside_the_lead(direction: str) -> None:
+    rng = np.random.default_rng(17)
+    lead = rng.exponential(size=20) * np.where(rng.random(20) < 0.62, 1, -0.35)
+    sign = 1 if direction == "minimize" else -1
+    found = result({"a": [5.0] * 20, "b": list(5 + sign * lead)}, direction=direction)
+    assert found.winner == "a"
+    assert "by 0.239 [95% interval −0.0233, 0.581], which includes 0, in the median" in found.verdict
+
+
+def test_a_maximum_is_led_by_a_positive_difference() -> None:
+    found = result({"a": [2.0 + k / 10 for k in range(8)], "b": [1.0] * 8}, direction="maximize")
+    assert "a is best over 8 seeds, by 1.35 [95% interval 1" in found.verdict

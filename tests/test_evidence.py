@@ -67,13 +67,15 @@ def test_each_claim_has_its_place_and_what_a_person_wrote_stays(tmp_path: Path) 
     document.write_text(DOCUMENT)
     write_paragraph(document, "02-b", "second")
     write_paragraph(document, "01-a", "first\n\n| with | a table |")
+    write_paragraph(document, "03 c", "third")
     write_paragraph(document, "02-b", "second, anew")
     text = document.read_text()
     assert text.startswith("# Mine\n")
     assert text.endswith("<!-- end of evidence -->\n\nmine, too\n")
     assert text.index("first\n\n| with") < text.index("second, anew")
     assert "second\n" not in text
-    assert text.count("<!-- claim ") == 2
+    assert "third\n" in text
+    assert text.count("<!-- claim ") == 3
     (tmp_path / "other.md").write_text("no marks")
     with pytest.raises(DefinitionError, match="needs the lines"):
         write_paragraph(tmp_path / "other.md", "01-a", "text")

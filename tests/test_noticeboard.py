@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
 from tuner import ComparisonDefinition, StudyManager
-from tuner.comparison import ComparisonResult
+from tuner.comparison import ComparisonResult, Run, TestValues
+from tuner.noticeboard import _attrs
 
 DOCUMENT = {
     "name": "board",
@@ -73,3 +75,10 @@ def test_figures_and_attributes_are_there_and_are_not_written_twice(manager: Stu
     assert study._storage.get_study_system_attrs(study._study_id) == before  # the note's version, too
     compared(manager, seeds=3)
     assert study._storage.get_study_system_attrs(study._study_id) != before
+
+
+def test_small_test_values_are_not_rounded_to_0() -> None:
+    test = TestValues(0, {"test_loss": (1.23456789e-9,), "test_error": (0.125,)})
+    run = Run("a", 0, "c.a.seed-0", np.ones(1), np.ones(1), 1, 0, 0, 1.0, {}, 0, test=test)
+    attrs = _attrs(run)
+    assert (attrs["test_loss"], attrs["test_error"]) == (1.23457e-9, 0.125)

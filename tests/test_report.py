@@ -29,6 +29,7 @@ from tuner.comparison.figures import (
 )
 from tuner.report import page, terminal_table, write_report
 from tuner.report.insight import best_run, importances
+from tuner.report.wording import p_value
 
 EVIL = '</script><script>alert("1")</script><!-- & <b>x</b>'
 
@@ -310,6 +311,21 @@ def test_pairs_are_told_with_intervals_and_effects():
     )
     assert row["Â"] == f"{pair.effect:.2f}"
     assert row["seeds to settle it"] == f"{pair.seeds_needed:,}"
+
+
+@pytest.mark.parametrize(
+    ("p", "shown"),
+    [
+        (0.0496, "0.0496"),
+        (0.0504, "0.0504"),
+        (0.047, "0.047"),
+        (0.25, "0.25"),
+        (0.0002, "< 0.001"),
+        (None, "–"),
+    ],
+)
+def test_on_which_side_of_5_per_cent_a_p_value_lies_is_seen(p, shown):
+    assert p_value(p) == shown
 
 
 def test_test_values_are_means_of_fresh_trainings(finished):

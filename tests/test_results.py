@@ -149,6 +149,10 @@ def test_targets_tell_what_was_spent_when_they_were_reached(found: ComparisonRes
         assert (rows[-1.0, arm].reached, rows[-1.0, arm].trials) == (0, np.inf)
 
 
+def test_no_result_is_told_before_anything_was_spent(found: ComparisonResult) -> None:
+    assert all(curve.spent.tolist() == [1, 2, 3, 4, 5, 6] for curve in found.anytime("trials").values())
+
+
 def test_results_at_every_point_of_the_budget(found: ComparisonResult) -> None:
     for unit, scale in (("trials", 1), ("epochs", 3)):
         for arm, curve in found.anytime(unit, points=3).items():  # type: ignore[arg-type]
@@ -223,6 +227,18 @@ def test_a_winner_over_problems_counts_each_problem_once() -> None:
     assert together.verdict.startswith("a is best over 8 problems")
     p = stats.wilcoxon(together.ranks[0], together.ranks[1]).pvalue
     assert together.table()[1].p == pytest.approx(p)
+
+
+def test_a_tie_over_problems_is_one_in_whatever_order_their_thirds_are_added() -> None:
+    # how many of three seeds each arm wins: as many together, in another order
+    wins = [(won, 3 - won) for won in (0, 2, 2, 2, 2, 1)]
+    results = [
+        problem(f"p{i}", {"a": [0.0] * a + [1.0] * b, "b": [1.0] * a + [0.0] * b, "c": [2.0] * 3})
+        for i, (a, b) in enumerate(wins)
+    ]
+    together = ProblemsResult(tuple(results))
+    assert len(set(together.ranks.mean(axis=1)[:2].tolist())) == 2  # by rounding
+    assert together.verdict == "a, b share the best mean rank over 6 problems; no winner."
 
 
 def test_problems_need_the_same_arms_and_different_names() -> None:

@@ -12,7 +12,9 @@ import pytest
 from objectives.digits import digits_few
 from objectives.epoch import Epoch, Epochs, Hyperparameter, Seed
 from tuner import ComparisonDefinition, StudyManager
+from tuner.report.page import page
 from tuner.retraining import FRESH
+from tuner.statistics import Spread
 
 
 class Recorded:
@@ -23,10 +25,10 @@ class Recorded:
     direction = "minimize"
     hyperparameters = (Hyperparameter("x", 0.0),)
 
-    def __init__(self, fails: int | None = None) -> None:
+    def __init__(self, fails: int | None = None, *, always: bool = False) -> None:
         self.trained: list[tuple[Seed, float]] = []
         self.tested: list[tuple[Seed, dict[str, Any]]] = []
-        self.fails = fails
+        self.fails, self.always = fails, always
         self.interrupted_at: int | None = None
 
     def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
@@ -37,7 +39,7 @@ class Recorded:
 
     def test_metrics(self, params: Mapping[str, Any], *, seed: Seed) -> dict[str, float]:
         self.tested.append((seed, dict(params)))
-        if len(self.tested) == self.fails:
+        if self.always or len(self.tested) == self.fails:
             raise ArithmeticError("diverged")
         if len(self.tested) == self.interrupted_at:
             raise KeyboardInterrupt
@@ -116,6 +118,17 @@ def test_a_training_that_fails_on_the_way_counts_as_worst_and_stops_nothing(sqli
         row = next(row for row in result.table() if row.arm == failed[0].arm)
         assert row.test is not None
         assert row.test.high == np.inf
+
+
+def test_where_every_training_fails_the_arm_is_worst_and_not_without_a_test(sqlite_url: str) -> None:
+    with StudyManager(sqlite_url) as manager:
+        result = manager.compare(definition(), objective := Recorded(always=True))
+        tried = len(objective.tested)
+        assert tried > 0
+        assert all(row.test == Spread(np.inf, np.inf, np.inf) for row in result.table())
+        assert "2 of 2 failed" in page(result)
+        manager.compare(definition(), objective)
+        assert len(objective.tested) == tried  # it would fail again
 
 
 def test_no_test_values_where_none_are_wanted_or_there_is_no_test_data(sqlite_url: str) -> None:

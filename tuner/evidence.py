@@ -96,7 +96,7 @@ def write_paragraph(document: Path, name: str, text: str) -> None:
         inside, after = rest.split(END)
     except (OSError, ValueError):
         raise DefinitionError(f"{document}: needs the lines {BEGIN} and {END}, once each") from None
-    parts = dict(re.findall(r"<!-- claim (\S+) -->\n(.*?)\n<!-- end of claim -->", inside, re.DOTALL))
+    parts = dict(re.findall(r"<!-- claim (.+?) -->\n(.*?)\n<!-- end of claim -->", inside, re.DOTALL))
     parts[name] = text
     blocks = [f"<!-- claim {key} -->\n{parts[key]}\n<!-- end of claim -->\n" for key in sorted(parts)]
     replace_file(document, f"{before}{BEGIN}\n" + "\n".join(blocks) + f"{END}{after}")

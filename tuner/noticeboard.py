@@ -41,7 +41,7 @@ def _attrs(run: Run) -> dict[str, Any]:
     attrs: dict[str, Any] = {"arm": run.arm, "seed": run.seed}
     attrs |= {"epochs": int(run.epochs[-1]) if len(run.epochs) else 0, "seconds": round(run.seconds, 1)}
     if run.test is not None:
-        attrs |= {name: round(run.test.mean(name), 6) for name in run.test.metrics}
+        attrs |= {name: float(f"{run.test.mean(name):.6g}") for name in run.test.metrics}
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in attrs.items()}
 
 
@@ -98,7 +98,7 @@ def _note(result: ComparisonResult, run: Run, ids: Mapping[str, int]) -> str:
     lines += [f"This study is arm **{run.arm}** with seed {run.seed}; its best value: {best}.", ""]
     if run.test is not None:
         values = ", ".join(f"{metric} {run.test.mean(metric):.5g}" for metric in run.test.metrics)
-        lines += [f"On test data, trained anew: {values}.", ""]
+        lines += [f"On test data, trained anew: {values or 'each training failed'}.", ""]
     lines += _ranking(result)
     same_seed = [other for other in result.runs if other.seed == run.seed and other.arm != run.arm]
     same_arm = [other for other in result.runs if other.arm == run.arm and other.seed != run.seed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -52,11 +53,39 @@ def test_friedman_and_wilcoxon_are_scipys() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(4, 12)) + np.arange(4)[:, None] / 2
     assert friedman_p(values) == stats.friedmanchisquare(*values).pvalue
-    assert wilcoxon_p(values[0], values[3]) == stats.wilcoxon(values[0], values[3]).pvalue
+    assert wilcoxon_p(values[0], values[3]) == pytest.approx(stats.wilcoxon(values[0], values[3]).pvalue)
+    many = rng.normal(0.2, 1.0, (2, 60))
+    assert wilcoxon_p(*many) == stats.wilcoxon(*many).pvalue
     assert wilcoxon_p(values[0], values[0]) == 1.0
     assert friedman_p(values[:2]) is None
     assert friedman_p(values[:, :1]) is None
     assert friedman_p(np.ones((3, 4))) is None
+
+
+@pytest.mark.parametrize("pairs", [1, 5, 8, 11])
+def test_wilcoxon_is_exact_with_ties_and_pairs_that_do_not_differ(pairs: int) -> None:
+    rng = np.random.default_rng(pairs)
+    signs = np.array(list(product([-1, 1], repeat=pairs)))
+    for _ in range(20):
+        found = rng.integers(1, 4, pairs) * rng.choice([-1.0, 1.0, 1.0], pairs)
+        ranks = stats.rankdata(np.abs(found))
+        all_sums = np.abs(signs @ ranks)
+        p = np.mean(all_sums >= abs(np.sign(found) @ ranks))
+        padded = np.concatenate([found, np.zeros(15)])
+        assert wilcoxon_p(padded, np.zeros(len(padded))) == pytest.approx(p)
+
+
+def test_ties_of_decimal_values_are_ties() -> None:
+    first = np.array([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    second = np.array([0.1, 0.2, 0.3, 0.8, 0.5, 0.6, 0.7])
+    assert len(set(np.abs(first - second).tolist())) > 1  # by rounding
+    assert wilcoxon_p(first, second) == 2 * 8 / 2**7  # six of seven, or more, one way
+    assert signed_ranks(first, second) == 5 * 4
+
+
+def test_five_runs_lost_of_twenty_are_not_significant() -> None:
+    lost = np.where(np.arange(20) < 5, np.inf, 1.0)
+    assert wilcoxon_p(lost, np.ones(20)) == 2 * 0.5**5
 
 
 def test_pairwise_is_symmetric_and_adjusts_over_all_pairs() -> None:
@@ -142,9 +171,10 @@ def test_pairs_and_ranks_are_judged_as_scikit_posthocs_does(seed: int) -> None:
     arms, seeds = int(rng.integers(3, 6)), int(rng.integers(8, 20))
     values = rng.normal(size=(arms, seeds)) + np.linspace(0, 1.5, arms)[:, None]
     if seed % 2:
-        values = values.round(1)  # ties
-    holm_p = posthocs.posthoc_wilcoxon(values.tolist(), p_adjust="holm").to_numpy()
-    assert pairwise_p(values) == pytest.approx(holm_p)
+        values = values.round(1)  # ties, with which SciPy's Wilcoxon is an approximation
+    else:
+        holm_p = posthocs.posthoc_wilcoxon(values.tolist(), p_adjust="holm").to_numpy()
+        assert pairwise_p(values) == pytest.approx(holm_p)
     nemenyi_p = posthocs.posthoc_nemenyi_friedman(values.T).to_numpy()
     ranks = mean_ranks(values)
     apart = np.abs(ranks[:, None] - ranks) > critical_difference(arms, seeds)

@@ -87,7 +87,7 @@ class ProblemsResult:
         """The arms by their mean rank over problems, the best first."""
         if not self._judged:
             return []
-        means = self.ranks.mean(axis=1)
+        means = self.ranks.mean(axis=1).round(9)  # thirds do not add up to the same in any order
         order = sorted(range(len(self.arms)), key=lambda i: means[i])
         return [
             ProblemRow(

@@ -59,7 +59,8 @@ class ArmRow:
     """One line of the ranking. `epochs` and `seconds` are totals over the seeds; `p` is that of its
     difference from the first, None for the first itself and where there are fewer than two seeds.
 
-    `test` is the spread of the test values over the seeds, None where not every seed has one."""
+    `test` is the spread of the test values over the seeds, None where not every seed has one; a run that has nothing to
+    train anew, as no trial of it was completed, is worse than all others, and so is one where a training failed."""
 
     arm: str
     mean_rank: float
@@ -225,17 +226,19 @@ class ComparisonResult:
         if self.winner is not None:
             test = f"{TEST}, p < {SIGNIFICANCE} against every other"
             return f"{first} is best {over}{self._lead(rows[1].arm)} ({test})."
-        beaten = [row.arm for row in rows[1:] if self.beats(first, row.arm)]
         tied = [row.arm for row in rows if row.mean_rank == rows[0].mean_rank]
         if len(tied) > 1:
-            return f"{', '.join(tied)} share the best mean rank {over}; no winner."
-        start = f"{first} has the best mean rank {over}"
+            return f"{', '.join(tied)} share the best mean rank {over}; no winner{self._beaten_by(self.ranking)}."
+        start, elsewhere = f"{first} has the best mean rank {over}", self._beaten_by(self.ranking[1:])
+        beaten = [row.arm for row in rows[1:] if self.beats(first, row.arm)]
+        others = "; against the others the difference is not significant" if self._open(first) else ""
         if beaten:
-            others = "; against the others the difference is not significant"
-            return f"{start} and beats {', '.join(beaten)}{others}{self._outlook(rows)}."
+            return f"{start} and beats {', '.join(beaten)}{others}{elsewhere}{self._outlook(first)}."
+        if elsewhere:
+            return f"{start}, but beats no other significantly{elsewhere} ({TEST}){self._outlook(first)}."
         smallest = 2 * 0.5**seeds * math.comb(len(rows), 2)  # all seeds one way, Holm's factor for it
         few = f"; {seeds} seeds are too few for any to be" if smallest >= SIGNIFICANCE else ""
-        return f"{start}, but no difference is significant ({TEST}){few}{self._outlook(rows)}."
+        return f"{start}, but no difference is significant ({TEST}){few}{self._outlook(first)}."
 
     @property
     def warnings(self) -> list[str]:
@@ -286,7 +289,7 @@ class ComparisonResult:
         end = min(run.spent(unit)[-1] for arm in self.arms for run in self.runs_of(arm))
         grid = np.linspace(0, end, points + 1)[1:]
         if unit != "seconds":
-            grid = np.unique(np.floor(grid))
+            grid = np.unique(np.maximum(1, np.floor(grid)))
         return {arm: self._curve(arm, unit, grid) for arm in self.arms}
 
     def targets(self) -> list[TargetRow]:
@@ -398,28 +401,40 @@ class ComparisonResult:
         hypotheses = math.comb(len(self.arms), 2)
         return seeds_needed(self._losses[i], self._losses[j], hypotheses=hypotheses, power=POWER)
 
+    def _beaten_by(self, arms: Sequence[str]) -> str:
+        """Whom these arms beat, by rank."""
+        found = {arm: [other for other in self.ranking if self.beats(arm, other)] for arm in arms}
+        return "".join(f"; {arm} beats {', '.join(beaten)}" for arm, beaten in found.items() if beaten)
+
+    def _open(self, arm: str) -> list[str]:
+        """The arms that it neither beats nor is beaten by, by rank."""
+        others = [other for other in self.ranking if other != arm]
+        return [other for other in others if not self.beats(arm, other) and not self.beats(other, arm)]
+
     def _lead(self, second: str) -> str:
-        """By how much the first arm is ahead of the second."""
+        """By how much the first arm is ahead of the second: below 0 where it is behind in the median."""
         difference = self._pair(self.ranking[0], second).difference
         if not math.isfinite(difference.value):
             return ""
         interval = ""
         if difference.low is not None and difference.high is not None:
-            low, high = sorted((abs(difference.low), abs(difference.high)))
-            one_sided = difference.low * difference.high > 0
-            interval = f" [95% interval {low:.3g}, {high:.3g}]" if one_sided else ""
-        return f", by {abs(difference.value):.3g}{interval} in the median against {second}"
+            low, high = sorted(0.0 - self.sign * end for end in (difference.low, difference.high))
+            interval = f" [95% interval {low:.3g}, {high:.3g}]".replace("-", "−")
+            if low <= 0 <= high:
+                interval += ", which includes 0,"
+        lead = f"{0.0 - self.sign * difference.value:.3g}".replace("-", "−")
+        return f", by {lead}{interval} in the median against {second}"
 
-    def _outlook(self, rows: Sequence[ArmRow]) -> str:
-        """What would settle the first arm against the next that it does not beat.
+    def _outlook(self, first: str) -> str:
+        """What would settle the first arm against the next with which it is undecided.
 
         Fresh seeds: who adds some after each look, until there is a difference, finds one where there is none (in 13
         of 100 comparisons after five looks).
         """
-        open_ones = [row.arm for row in rows[1:] if not self.beats(rows[0].arm, row.arm)]
-        if len(self.seeds) < LEAST_SEEDS:
+        open_ones = self._open(first)
+        if len(self.seeds) < LEAST_SEEDS or not open_ones:
             return ""
-        needed = self._seeds_needed(rows[0].arm, open_ones[0])
+        needed = self._seeds_needed(first, open_ones[0])
         if needed is None or needed > MOST_SEEDS:
             return f"; against {open_ones[0]} not even {MOST_SEEDS:,} seeds would settle it"
         return f"; about {needed} fresh seeds would settle it against {open_ones[0]}"
@@ -437,7 +452,6 @@ class ComparisonResult:
     def _row(self, index: int, rank: float, p: float | None) -> ArmRow:
         runs = self.runs_of(self.arms[index])
         finals = self.finals[index]
-        tests = [run.test.value for run in runs if run.test is not None]
         return ArmRow(
             arm=self.arms[index],
             mean_rank=float(rank),
@@ -449,7 +463,7 @@ class ComparisonResult:
             epochs=int(sum(run.epochs[-1] for run in runs)),
             seconds=sum(run.seconds for run in runs),
             p=p,
-            test=spread(_worst_for_nan(tests, self.sign)) if len(tests) == len(runs) else None,
+            test=_test_spread(runs, self.sign),
         )
 
 
@@ -473,10 +487,14 @@ def read_comparison(
     return ComparisonResult(definition, tuple(runs))
 
 
-def _worst_for_nan(values: Sequence[float], sign: int) -> Floats:
-    """A training that failed on the test is worse than all others."""
-    found = np.array(values)
-    return np.where(np.isnan(found), sign * math.inf, found)
+def _test_spread(runs: Sequence[Run], sign: int) -> Spread | None:
+    """Of the test values, failures as the worst; None where some are not known yet, or there are none at all."""
+    tests = [run.test for run in runs if run.best_number is not None]
+    known = [test.value for test in tests if test is not None]
+    if not known or len(known) < len(tests):
+        return None
+    found = np.array(known + [math.nan] * (len(runs) - len(tests)))
+    return spread(np.where(np.isnan(found), sign * math.inf, found))
 
 
 def _is_done(member: Member, run: Run | None) -> bool:

@@ -26,7 +26,8 @@ TEST_VALUES = "tuner:test"
 class TestValues:
     """What the incumbent was worth on data that no tuning has seen: metrics by name, one value a fresh training.
 
-    The first metric is the test data's counterpart of the value that was tuned. A training that failed has NaN in each.
+    The first metric is the test data's counterpart of the value that was tuned. A training that failed has NaN in each;
+    where all failed, nobody knows what the metrics are, and there are none.
     """
 
     __test__ = False  # no test of pytest's
@@ -37,11 +38,11 @@ class TestValues:
     @property
     def value(self) -> float:
         """The mean of the first metric over all trainings; NaN if one failed."""
-        return self.mean(next(iter(self.metrics)))
+        return self.mean(next(iter(self.metrics), ""))
 
     def mean(self, metric: str) -> float:
-        """Of one metric over all trainings."""
-        return float(np.mean(self.metrics[metric]))
+        """Of one metric over all trainings; NaN if one failed."""
+        return float(np.mean(self.metrics[metric])) if metric in self.metrics else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +133,10 @@ def read_run(arm: str, seed: int, study: optuna.Study) -> Run:
 
 
 def _read_test(document: Mapping[str, Any] | None, number: int | None) -> TestValues | None:
-    """The test values, if they are those of the trial that is best now and there are any."""
+    """The test values, if they are those of the trial that is best now."""
     if document is None or document["trial"] != number:
         return None
-    names = next((list(metrics) for metrics in document["metrics"] if metrics), None)
-    if names is None:
-        return None
+    names: list[str] = next((list(metrics) for metrics in document["metrics"] if metrics), [])
     return TestValues(
         document["trial"],
         {name: tuple(_number(metrics, name) for metrics in document["metrics"]) for name in names},

@@ -242,8 +242,11 @@ def _tests(result: ComparisonResult) -> Html | None:
     if not rows:
         return None
     tests = [run.test for run in runs if run.test is not None]
-    names = list(dict.fromkeys(name for test in tests for name in test.metrics))
-    repeats = max(len(values) for test in tests for values in test.metrics.values())
+    names = list(dict.fromkeys(name for test in tests for name in test.metrics)) or ["value"]
+    repeats = max(
+        (len(values) for test in tests for values in test.metrics.values()),
+        default=result.definition.comparison.test_repeats,
+    )
     lines = [
         [
             arm_label(result, row.arm),
@@ -262,7 +265,7 @@ def _tests(result: ComparisonResult) -> Html | None:
 
 
 def _metric(result: ComparisonResult, arm: str, name: str) -> str:
-    values = [run.test.mean(name) for run in result.runs_of(arm) if run.test is not None]
+    values = [math.nan if run.test is None else run.test.mean(name) for run in result.runs_of(arm)]
     if any(map(math.isnan, values)):
         return f"{sum(map(math.isnan, values))} of {len(values)} failed"
     return spread_text(spread(np.array(values)))

@@ -59,10 +59,12 @@ def spread_text(spread: Spread, digits: int = 4) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """Two digits are enough."""
+    """Two digits are enough, but for what they would round to 0.05."""
     if p is None or not math.isfinite(p):
         return NONE
-    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.2g}" if f"{p:.2g}" != "0.05" else f"{p:.4f}"
 
 
 def equals(p: float) -> str:

@@ -152,6 +152,7 @@ def _main(
 ) -> None:
     """Become the command, as a shell would start it."""
     script, arguments = called
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` lets all that it starts ignore it
     if session:
         os.setsid()
     os.chdir(folder)

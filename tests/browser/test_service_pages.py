@@ -135,7 +135,7 @@ def test_log_in_list_study_and_log_out(visit: Callable[..., Any], served: Served
     picture(page, "service-studies")
     row = page.get_by_role("row").filter(has_text="landscape").first.inner_text().split()
     best = served.manager.load("landscape").best_value
-    assert row == ["landscape", "open", "–", "random", "10", "of", "20", "1", "0", "0", f"{best:.5g}"]
+    assert row == ["landscape", "open", "–", "random", "10", "of", "20", "1", "0", "0", "0", f"{best:.5g}"]
     assert page.get_by_text("ann (operator)").count() == 1
     [cookie] = page.context.cookies()
     assert (cookie["httpOnly"], cookie["sameSite"], cookie["secure"]) == (True, "Strict", False)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import hypothesis.strategies as st
@@ -86,6 +86,11 @@ class Model:
 
     def allows_trial(self) -> bool:
         return not self.is_exhausted() and (self.budget.trials is None or self.begun < self.budget.trials)
+
+    def takes_points(self) -> bool:
+        """Whether a point that is enqueued now would run, after those that wait already."""
+        waiting = sum(trial.state is WAITING and not trial.leases for trial in self.trials)
+        return replace(self, begun=self.begun + waiting).allows_trial()
 
     def room(self) -> float:
         if self.is_exhausted():
@@ -405,11 +410,23 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(x=st.sampled_from([0.5, 0.75, 99.0]))
     def enqueue(self, x: float) -> None:
-        self.put_in_line(x)
-        self.model.trials.append(Trial(len(self.model.trials), WAITING, enqueued={"x": x}))
+        if self.put_in_line(x):
+            self.model.trials.append(Trial(len(self.model.trials), WAITING, enqueued={"x": x}))
 
-    def put_in_line(self, x: float) -> None:
-        self.owners[0].study.enqueue_trial({"x": x})
+    def put_in_line(self, x: float) -> bool:
+        """Whether it was taken; Optuna's own function takes everything."""
+        if x > 1 or self.model.begun % 2:
+            self.owners[0].study.enqueue_trial({"x": x})
+            return True
+        if not self.model.takes_points():
+            with pytest.raises(ConflictError, match="would never run"):
+                self.enqueue_at(x)
+            return False
+        self.enqueue_at(x)
+        return True
+
+    def enqueue_at(self, x: float) -> None:
+        self.owners[1].enqueue({"x": x})
 
     @rule(state=st.sampled_from([StudyState.OPEN, StudyState.OPEN, StudyState.PAUSED, StudyState.STOPPED]))
     def set_state(self, state: StudyState) -> None:

@@ -131,11 +131,8 @@ class HttpMachine(LedgerMachine):
         service.app.state.desk.study(self.name).max_attempts = MAX_ATTEMPTS
         return cast("AskTell", OverHttp(ask_tell, service))
 
-    def put_in_line(self, x: float) -> None:
-        if x > 1:  # which the service refuses
-            super().put_in_line(x)
-        else:
-            self.http("/trials:enqueue", {"params": {"x": x}})
+    def enqueue_at(self, x: float) -> None:
+        self.http("/trials:enqueue", {"params": {"x": x}})
 
     def change(self, state: StudyState) -> None:
         verbs = {StudyState.OPEN: "resume", StudyState.PAUSED: "pause", StudyState.STOPPED: "stop"}

@@ -87,21 +87,21 @@ def study(study: StudyName, desk: DeskOf) -> StudyView:
     return view_of(desk, study)
 
 
-@router.post(f"{STUDY}:pause", dependencies=operator, responses=responses(404))
+@router.post(f"{STUDY}:pause", dependencies=operator, responses=responses(404, 409))
 def pause_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Let no trial begin; those that run go on."""
     desk.manager.pause(study)
     return view_of(desk, study)
 
 
-@router.post(f"{STUDY}:resume", dependencies=operator, responses=responses(404))
+@router.post(f"{STUDY}:resume", dependencies=operator, responses=responses(404, 409))
 def resume_study(study: StudyName, desk: DeskOf) -> StudyView:
     """Let trials of a paused or stopped study begin again."""
     desk.manager.resume(study)
     return view_of(desk, study)
 
 
-@router.post(f"{STUDY}:stop", responses=responses(404))
+@router.post(f"{STUDY}:stop", responses=responses(404, 409))
 def stop_study(study: StudyName, who: Operator, desk: DeskOf) -> StudyView:
     """Let no trial begin, and those that run end with their next report."""
     desk.manager.stop_study(study, by=who.name)

@@ -546,10 +546,19 @@ class Database(RDBStorage):
         Raises:
             KeyError: there is none of this id.
         """
-        row = session.execute(sa.select(_TRIALS).where(_TRIALS.c.trial_id == trial_id)).one_or_none()
-        if row is None:
+        found = self.trials(session, [trial_id])
+        if not found:
             raise KeyError(trial_id)
-        return _Details(session, [trial_id]).trial(row)
+        return found[0]
+
+    def trials(self, session: Session, trial_ids: Sequence[int]) -> list[FrozenTrial]:
+        """Trials of these ids, in the order of the ids; those that are not there are left out."""
+        found: list[FrozenTrial] = []
+        for first in range(0, len(trial_ids), MANY):
+            these = _TRIALS.c.trial_id.in_(trial_ids[first : first + MANY])
+            rows = session.execute(sa.select(_TRIALS).where(these).order_by(_TRIALS.c.trial_id)).all()
+            found += _as_trials(session, rows)
+        return found
 
     def number_with(self, session: Session, study_id: int, key: str) -> int | None:
         """The number of the study's first trial that has a system attribute; None if none has."""

@@ -651,6 +651,13 @@ def test_everybody_with_a_token_for_all_studies_looks_at_the_dashboard(studied: 
             assert holder("GET", path, headers=[("Accept-Encoding", "")]).status_code == 200
 
 
+@pytest.mark.parametrize("after", ["abc", "-1", "1.5", "", "9999999999"])
+def test_a_study_from_no_number_of_trials_on(studied: Service, after: str) -> None:
+    answer = studied.holder(Role.VIEWER)("GET", f"/api/studies/1?after={after}")
+    assert answer.status_code == 400
+    assert answer.json()["detail"] == f"after is a number of trials; got {after!r}"
+
+
 def test_the_dashboards_files_are_found_without_a_word_about_encodings(studied: Service) -> None:
     status = []
 

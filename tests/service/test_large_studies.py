@@ -1,68 +1,92 @@
-"""A study's document, put together from what is kept, is the dashboard's own to the last character."""
+"""A study's document, of texts that are kept, is the dashboard's own."""
 
 from __future__ import annotations
 
+import contextlib
 import io
-import sys
+import json
+import math
+import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
 import optuna
 import optuna_dashboard
 import pytest
-from optuna.trial import TrialState
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna_dashboard.preferential._system_attrs import report_preferences
 
 from tuner.schema import open_storage
+from tuner.service import large_studies, trial_texts
 from tuner.service.large_studies import Documents
-from tuner.storage import Database
+from tuner.storage import Database, cached
 
-Stock = Callable[[int], tuple[int, bytes]]
-
-
-@pytest.fixture(autouse=True)
-def _all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuner.service.large_studies.LARGE", 1)
+Read = list[int]
 
 
 @pytest.fixture
-def database(sqlite_url: str) -> Iterator[Database]:
-    opened = open_storage(sqlite_url)
+def database(empty_url: str) -> Iterator[Database]:
+    opened = open_storage(empty_url)
     yield opened
     opened.close()
 
 
-class Counting:
-    """The dashboard, and from which trial on it was asked."""
-
-    def __init__(self, database: Database) -> None:
-        self._app = optuna_dashboard.wsgi(storage=database)
-        self.asked: list[str] = []
-
-    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Any:
-        self.asked.append(environ["QUERY_STRING"])
-        self._app._inmemory_cache.clear()  # it keeps trials for seconds
-        return self._app(environ, start)
-
-
 @pytest.fixture
-def dashboard(database: Database) -> Counting:
-    return Counting(database)
+def read(monkeypatch: pytest.MonkeyPatch) -> Read:
+    """The ids of the trials whose rows are read to be written, in turn."""
+    ids: Read = []
+
+    def told(of: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        def telling(*args: Any) -> Iterator[Any]:
+            for trial in of(*args):
+                ids.append(trial.trial_id)
+                yield trial
+
+        return telling
+
+    for name in ("texts_of", "texts_after"):
+        monkeypatch.setattr(large_studies, name, told(getattr(trial_texts, name)))
+    return ids
 
 
-@pytest.fixture
-def stock(database: Database) -> Stock:
+def of_stock(database: Database, study_id: int, after: int = 0) -> tuple[int, Any]:
     """What the dashboard itself answers."""
+    environ: dict[str, Any] = {"PATH_INFO": f"/api/studies/{study_id}", "QUERY_STRING": f"after={after}"}
+    setup_testing_defaults(environ)
+    environ["wsgi.input"] = io.BytesIO()
+    status: list[str] = []
+    body = b"".join(
+        optuna_dashboard.wsgi(storage=cached(database))(environ, lambda line, *_: status.append(line))
+    )
+    return int(status[0][:3]), in_order(json.loads(body))
 
-    def stock(study_id: int) -> tuple[int, bytes]:
-        environ: dict[str, Any] = {"PATH_INFO": f"/api/studies/{study_id}", "QUERY_STRING": "after=0"}
-        setup_testing_defaults(environ)
-        environ["wsgi.input"] = io.BytesIO()
-        status: list[str] = []
-        body = b"".join(Counting(database)(environ, lambda line, *_: status.append(line)))
-        return int(status[0][:3]), body
 
-    return stock
+def of_ours(documents: Documents, study_id: int, after: int = 0) -> tuple[int, Any]:
+    status, body = documents.get(study_id, after)
+    return status, in_order(json.loads(body))
+
+
+def in_order(document: Any) -> Any:
+    """A document with what is a set to the dashboard in one order."""
+    for attrs in ("user_attrs", "union_user_attrs"):
+        for part in (document, *document.get("best_trials", [])):
+            part.get(attrs, []).sort(key=lambda attr: attr["key"])
+    for trial in document.get("best_trials", []):
+        trial["params"].sort(key=lambda param: param["name"])
+    for param in document.get("union_search_space", []) + document.get("intersection_search_space", []):
+        if "choices" in param["distribution"]:
+            param["distribution"]["choices"].sort(key=str)
+    return document
 
 
 def a_study(database: Database) -> optuna.Study:
@@ -80,118 +104,217 @@ def a_study(database: Database) -> optuna.Study:
     return study
 
 
-def test_the_second_answer_is_the_same_and_asks_for_nothing_again(
-    database: Database, dashboard: Counting, stock: Stock
-) -> None:
-    documents = Documents(dashboard, database)
-    study = a_study(database)
+def test_the_second_answer_is_the_same_and_reads_nothing_again(database: Database, read: Read) -> None:
+    documents, study = Documents(database), a_study(database)
     for _ in range(3):
-        assert documents.get(study._study_id) == stock(study._study_id)
-        documents.wait()
-    assert dashboard.asked == ["after=0", "after=6", "after=6"]
+        assert of_ours(documents, study._study_id) == of_stock(database, study._study_id)
+    assert len(read) == len(set(read)) == 6
 
 
-def test_new_trials_are_asked_for_and_kept_once_all_before_are_finished(
-    database: Database, dashboard: Counting, stock: Stock
-) -> None:
-    documents = Documents(dashboard, database)
-    study = a_study(database)
-    assert documents.get(1) == stock(1)
-    documents.wait()
+def test_only_what_is_new_or_was_unfinished_is_read(database: Database, read: Read) -> None:
+    documents, study = Documents(database), a_study(database)
+
+    def same() -> Read:
+        read.clear()
+        assert of_ours(documents, study._study_id) == of_stock(database, study._study_id)
+        return read
+
+    same()
     slow, quick = study.ask(), study.ask()
     study.tell(quick, 0.125)
-    assert documents.get(1) == stock(1)
+    assert same() == [slow._trial_id, quick._trial_id]
     slow.report(3.0, 1)
     slow.set_user_attr("reached", 1)
-    assert documents.get(1) == stock(1)
+    assert same() == [slow._trial_id]
     study.tell(slow, 0.1)
-    assert documents.get(1) == stock(1)
-    assert documents.get(1) == stock(1)
-    assert dashboard.asked == ["after=0", "after=6", "after=6", "after=6", "after=8"]
+    assert same() == [slow._trial_id]
+    assert same() == []
 
 
-def test_a_note_on_a_finished_trial_shows(database: Database, dashboard: Counting, stock: Stock) -> None:
-    documents = Documents(dashboard, database)
-    study = a_study(database)
-    documents.get(1)
-    documents.wait()
+@pytest.mark.parametrize("after", [0, 1, 5, 6, 7, 999_999_999])
+def test_after_some_trials(database: Database, after: int) -> None:
+    documents, study = Documents(database), a_study(database)
+    study.ask()
+    study_id = study._study_id
+    assert of_ours(documents, study_id, after) == of_stock(database, study_id, after)
+
+
+def test_a_note_on_a_trial_shows(database: Database, read: Read) -> None:
+    documents, study = Documents(database), a_study(database)
+    of_ours(documents, study._study_id)
     optuna_dashboard.save_note(study, "of the study")
-    assert documents.get(1) == stock(1)
-    documents.wait()
-    database.set_study_system_attr(1, "dashboard:2:note_ver", 1)
-    database.set_study_system_attr(1, "dashboard:2:note_str:0", "of the trial")
-    assert b"of the trial" in documents.get(1)[1]
-    assert documents.get(1) == stock(1)
+    optuna_dashboard.save_note(optuna.trial.Trial(study, study.trials[3]._trial_id), "of the trial")
+    status, document = of_ours(documents, study._study_id)
+    assert (status, document) == of_stock(database, study._study_id)
+    assert document["trials"][3]["note"] == {"version": 1, "body": "of the trial"}
+    assert len(read) == 6
 
 
-def test_another_study_under_the_same_id_is_another(
-    database: Database, dashboard: Counting, stock: Stock
-) -> None:
-    documents = Documents(dashboard, database)
-    a_study(database)
-    documents.get(1)
-    documents.wait()
-    optuna.delete_study(study_name='odd "trials": [ name', storage=database)
-    assert documents.get(1)[0] == stock(1)[0] == 404
-    study = optuna.create_study(storage=database, study_name='odd "trials": [ name')
-    study.add_trial(optuna.trial.create_trial(value=0.5))
-    assert study._study_id == 1  # as SQLite gives ids again
-    assert documents.get(1) == stock(1)
-
-
-def test_an_empty_study_and_one_that_is_not_there(
-    database: Database, dashboard: Counting, stock: Stock
-) -> None:
-    documents = Documents(dashboard, database)
-    assert documents.get(1) == stock(1)
-    optuna.create_study(storage=database)
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"constraints": [0.5, -1.0]},
+        {"constraints": []},
+        {"artifacts:1": json.dumps({"artifact_id": "1", "filename": "a", "mimetype": "b", "encoding": None})},
+        {"fixed_params": {"x": 0.25, "kind": None, 'q"': "z"}},
+        {"fixed_params": {}},
+        {"coarse-to-fine:explanation": {"stage": 1}},
+    ],
+)
+def test_system_attributes_of_trials(database: Database, attrs: dict[str, Any]) -> None:
+    documents, study = Documents(database), a_study(database)
     for _ in range(2):
-        assert documents.get(1) == stock(1)
-        documents.wait()
+        study.add_trial(create_trial(value=0.5, system_attrs=attrs))
+        study.add_trial(create_trial(value=0.5, system_attrs={key: type(value)() for key, value in attrs.items() if
+                                                              not isinstance(value, str)}))  # fmt: skip
+        assert of_ours(documents, study._study_id) == of_stock(database, study._study_id)
+
+
+def test_the_front_of_several_objectives(database: Database) -> None:
+    study = optuna.create_study(storage=database, directions=["minimize", "maximize", "minimize"])
+    for values in [
+        (1, 1, 1),
+        (0, 1, 1),
+        (0, 1, 1),
+        (2, 5, 1),
+        (2, 4, 1),
+        (math.inf, 9, -math.inf),
+        (3, 3, 3),
+    ]:
+        study.add_trial(create_trial(values=values))
+    study.ask()
+    status, document = of_ours(Documents(database), study._study_id)
+    assert (status, document) == of_stock(database, study._study_id)
+    assert [trial["number"] for trial in document["best_trials"]] == [1, 2, 3, 5]
+
+
+def test_a_study_where_people_choose_is_left_to_the_dashboard(database: Database) -> None:
+    study = optuna.create_study(storage=database)
+    database.set_study_system_attr(study._study_id, "preference:is_preferential", True)
+    for _ in range(3):
+        study.ask().suggest_float("x", 0, 1)
+    report_preferences(study._study_id, database, [(0, 1)])
+    for _ in range(2):
+        assert of_ours(Documents(database), study._study_id) == of_stock(database, study._study_id)
+
+
+def test_what_the_dashboard_writes_otherwise_is_left_to_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(trial_texts._INFINITE, "INF_POS", '"endless"')  # so that ours is wrong
+    documents, study = Documents(database), optuna.create_study(storage=database)
+    for i in range(4):
+        study.add_trial(create_trial(value=0.5, intermediate_values={1: math.inf}))
+        study.add_trial(create_trial(value=0.5))
+        assert of_ours(documents, study._study_id) == of_stock(database, study._study_id), i
+
+
+def test_another_study_under_the_same_id_is_another(sqlite_url: str) -> None:
+    database = open_storage(sqlite_url)
+    documents, study = Documents(database), a_study(database)
+    of_ours(documents, 1)
+    optuna.delete_study(study_name=study.study_name, storage=database)
+    assert of_ours(documents, 1)[0] == of_stock(database, 1)[0] == 404
+    study = optuna.create_study(storage=database, study_name=study.study_name)
+    study.add_trial(create_trial(value=0.5))
+    assert study._study_id == 1  # as SQLite gives ids again
+    assert of_ours(documents, 1) == of_stock(database, 1)
+    database.close()
+
+
+def test_an_empty_study_and_one_that_is_not_there(database: Database) -> None:
+    documents = Documents(database)
+    assert of_ours(documents, 1) == of_stock(database, 1)
+    study = optuna.create_study(storage=database)
+    for _ in range(2):
+        assert of_ours(documents, study._study_id) == of_stock(database, study._study_id)
 
 
 def test_only_the_last_few_studies_are_kept(
-    database: Database, dashboard: Counting, monkeypatch: pytest.MonkeyPatch
+    database: Database, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuner.service.large_studies.STUDIES", 1)
-    documents = Documents(dashboard, database)
-    for name in "ab":
-        study = optuna.create_study(storage=database, study_name=name)
-        study.add_trial(optuna.trial.create_trial(value=0.5))
-    for study_id in (1, 2, 2, 1):
-        documents.get(study_id)
-        documents.wait()
-    assert dashboard.asked == ["after=0", "after=0", "after=1", "after=0"]
+    monkeypatch.setattr(large_studies, "STUDIES", 1)
+    documents = Documents(database)
+    a, b = [optuna.create_study(storage=database, study_name=name) for name in "ab"]
+    for study in (a, b):
+        study.add_trial(create_trial(value=0.5))
+    for study in (a, b, b, a):
+        documents.get(study._study_id)
+    assert len(read) == 3
 
 
-def test_what_is_read_ahead_is_not_read_again(
-    database: Database, dashboard: Counting, stock: Stock, monkeypatch: pytest.MonkeyPatch
+def test_two_who_look_at_once_have_it_read_once(database: Database, read: Read) -> None:
+    documents, study = Documents(database), a_study(database)
+    answers: list[tuple[int, bytes]] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(documents.get(study._study_id))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read) == 6
+    assert len(set(answers)) == 1
+
+
+DISTRIBUTIONS: dict[str, tuple[BaseDistribution, ...]] = {
+    "x": (FloatDistribution(-1, 1), FloatDistribution(-2, 0.5), FloatDistribution(0, 1, step=0.25)),
+    "rate": (FloatDistribution(1e-9, 1e3, log=True),),
+    "n": (IntDistribution(1, 9), IntDistribution(1, 5, step=2), IntDistribution(1, 300, log=True)),
+    'kind "é"': (CategoricalDistribution([None, True, 1.5, "a", "ü\"\\"]), CategoricalDistribution(["b", "a"])),
+}  # fmt: skip
+ATTRIBUTES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=5),
+    st.just("x" * 2000), st.just(list(range(600))), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)  # fmt: skip
+MOMENTS = st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1))
+
+
+@st.composite
+def trials(draw: st.DrawFn) -> FrozenTrial:
+    state = draw(st.sampled_from(TrialState))
+    names = draw(st.sets(st.sampled_from(sorted(DISTRIBUTIONS))))
+    distributions = {name: draw(st.sampled_from(DISTRIBUTIONS[name])) for name in sorted(names)}
+    params = {name: value_of(draw, distribution) for name, distribution in distributions.items()}
+    steps = st.dictionaries(st.integers(0, 9), st.floats(width=32), max_size=4)
+    trial = create_trial(
+        state=state,
+        value=draw(st.floats(allow_nan=False)) if state == TrialState.COMPLETE else None,
+        params=params,
+        distributions=distributions,
+        user_attrs=draw(st.dictionaries(st.text("ab\"é", max_size=2), ATTRIBUTES, max_size=3)),
+        system_attrs={"fixed_params": params} if draw(st.booleans()) else {},
+        intermediate_values=draw(steps),
+    )  # fmt: skip
+    if state != TrialState.WAITING:
+        trial.datetime_start = draw(MOMENTS)
+    if state.is_finished():
+        trial.datetime_complete = draw(MOMENTS)
+    return trial
+
+
+def value_of(draw: st.DrawFn, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return draw(st.sampled_from(distribution.choices))
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    number = draw(st.floats(0, 1))
+    low, high, step = distribution.low, distribution.high, distribution.step
+    value = low + number * (high - low)
+    value = low + round((value - low) / step) * step if step else value
+    return int(value) if isinstance(distribution, IntDistribution) else float(min(value, high))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(st.lists(trials(), max_size=6), st.lists(trials(), max_size=3))
+def test_any_study_is_written_as_the_dashboard_writes_it(
+    sqlite_url: str, first: list[FrozenTrial], more: list[FrozenTrial]
 ) -> None:
-    monkeypatch.setattr("tuner.service.large_studies.LARGE", 6)
-    study, before = a_study(database), sys.getswitchinterval()
-    small = optuna.create_study(storage=database, study_name="small")
-    small.tell(small.ask(), 1.0)
-    archived = optuna.create_study(storage=database, study_name="archived")
-    archived.add_trials(study.trials)
-    archived.set_user_attr("tuner:archived", True)
-    documents = Documents(dashboard, database)
-    documents.warm()
-    assert documents.get(study._study_id) == stock(study._study_id)
-    documents.wait()
-    assert sys.getswitchinterval() == before
-    assert dashboard.asked == ["after=0", "after=6"]
-
-
-def test_what_cannot_be_read_ahead_is_read_when_it_is_asked_for(
-    database: Database, dashboard: Counting, stock: Stock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study, documents = a_study(database), Documents(dashboard, database)
-
-    def fail(study_id: int) -> object:
-        raise ZeroDivisionError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(documents, "_mark", fail)
-        documents.warm()
-        documents.wait()
-    assert documents.get(study._study_id) == stock(study._study_id)
+    with contextlib.closing(open_storage(sqlite_url)) as database:
+        study_id = optuna.create_study(storage=database)._study_id
+        documents = Documents(database)
+        for number, trial in enumerate([*first, *more]):
+            trial.number = number
+        for some in (first, more):
+            with database.transaction() as session:
+                database.add_trials(session, study_id, some)
+            assert of_ours(documents, study_id) == of_stock(database, study_id)

@@ -20,7 +20,7 @@ from a2wsgi import WSGIMiddleware
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -60,7 +60,7 @@ class Dashboard:
         self._database = database
         bottle = _quiet(optuna_dashboard.wsgi(storage=cached(database), artifact_store=artifact_store))
         self._app: ASGIApp = WSGIMiddleware(bottle, workers=THREADS)  # type: ignore[assignment]
-        self.documents = Documents(bottle, database)
+        self._documents = Documents(database)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, who: Identity) -> None:
         """Answer `who`.
@@ -80,10 +80,8 @@ class Dashboard:
             scope, receive = await self._checked(scope, receive, who)
         elif scope["path"].startswith("/artifacts/"):
             send = _as_attachment(send)
-        elif (
-            scope["query_string"] == b"after=0" and (found := re.fullmatch(STUDY, scope["path"])) is not None
-        ):
-            status, body = await run_in_threadpool(self.documents.get, int(found[1]))
+        elif (found := re.fullmatch(STUDY, scope["path"])) is not None:
+            status, body = await run_in_threadpool(self._documents.get, int(found[1]), _after(scope))
             await Response(body, status, media_type="application/json")(scope, receive, send)
             return
         await self._app(_with_header(scope, "accept-encoding", "identity"), receive, send)
@@ -240,6 +238,14 @@ def _with_header(scope: Scope, name: str, value: str) -> Scope:
     if name in Headers(scope=scope):
         return scope
     return {**scope, "headers": [*scope["headers"], (name.encode(), value.encode())]}
+
+
+def _after(scope: Scope) -> int:
+    """How many trials are left out of a study's document, as the query says."""
+    after = QueryParams(scope["query_string"]).get("after", "0")
+    if not re.fullmatch("[0-9]{1,9}", after):
+        raise RefusedError(400, "malformed", f"after is a number of trials; got {after[:50]!r}")
+    return int(after)
 
 
 def _as_attachment(send: Send) -> Send:

@@ -1,212 +1,252 @@
-"""The dashboard's document of a whole study, soon again: what it holds of finished trials is kept as text.
+"""The dashboard's document of a whole study, soon: trials are written here, all else the dashboard says itself.
 
-A study's page waits for one document with all of its trials, which the dashboard makes anew each time: seconds, at
-10,000 of them. But it also tells the trials after a number alone, as its own page asks for when it is looked at for
-longer. So the text of the finished ones is kept, only the others are asked for, and both are put together. When the
-service starts, this is done ahead for the studies that were worked on last.
+A study's page waits for one document with all of its trials. At 10,000 of them the dashboard takes seconds for it, as
+it makes objects of all rows, and looks at all of them anew for each answer. Here rows become text as they are read, and
+the text of finished trials is kept, since these never change. For what the document says besides (spaces, best trials,
+notes, figures) the dashboard is asked, but it is shown a few trials only, one of each shape, as it would say the same
+of all. What it writes of those few is compared with ours; trials of a shape that it writes otherwise, as a later
+version might, are left to it.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import logging
-import sys
+import re
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any, cast
 from wsgiref.util import setup_testing_defaults
 
+import numpy as np
+import optuna_dashboard
 import sqlalchemy as sa
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
+from optuna.study._multi_objective import _is_pareto_front
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.orm import Session
 
-from tuner.ledger import ARCHIVED
+from tuner.service.trial_texts import Shape, TrialText, texts_after, texts_of
 from tuner.storage import Database, Mode
 
 __all__ = ["Documents"]
 
-LARGE = 500
-"""Of so many trials on the text is kept."""
-
 STUDIES = 4
 """So many studies' text is kept, those looked at last: at 10,000 trials with 10 reports each has about 25 MB."""
 
-WARM_SECONDS = 30.0
-"""So long a study is waited for that is being read ahead."""
+WRITTEN = frozenset({"artifacts", "constraints"})
+"""System attributes of a trial that stand in the document: such trials are left to the dashboard."""
 
-SWITCH_SECONDS = 0.0005
-"""After so long the thread that reads ahead lets others go on; Python's own is 5 ms."""
+PREFERENTIAL = "preference:"
+"""What the names of system attributes begin with of studies where people choose: they are left to the dashboard."""
 
-ENDED = ("Complete", "Pruned", "Fail")
 KEY = '"trials": ['
 
 _STUDIES = cast("sa.Table", models.StudyModel.__table__)
+_STUDY_ATTRS = cast("sa.Table", models.StudySystemAttributeModel.__table__)
 _TRIALS = cast("sa.Table", models.TrialModel.__table__)
-_USER_ATTRS = cast("sa.Table", models.StudyUserAttributeModel.__table__)
-_ATTRS = cast("sa.Table", models.StudySystemAttributeModel.__table__)
-
-_log = logging.getLogger(__name__)
 
 _decoder = json.JSONDecoder()
-
-Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-
-
-@dataclass(slots=True)
-class _Kept:
-    """The text of a study's first trials, all of them finished."""
-
-    mark: object
-    """What the text depends on besides these trials."""
-    count: int = 0
-    text: str = ""
-
-    def add(self, trials: list[str], ended: list[bool]) -> None:
-        """Keep more: as many as are finished with no unfinished one before."""
-        more = next((i for i, has_ended in enumerate(ended) if not has_ended), len(trials))
-        if more:
-            self.text = ", ".join([*([self.text] if self.count else []), *trials[:more]])
-            self.count += more
 
 
 class Documents:
     """Documents of studies as the dashboard makes them. Threads may share it.
 
     Args:
-        dashboard: the dashboard.
-        database: the one that it shows.
+        database: the one that the dashboard shows.
     """
 
-    def __init__(self, dashboard: Wsgi, database: Database) -> None:
-        self._dashboard, self._database = dashboard, database
-        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._kept: OrderedDict[int, _Document] = OrderedDict()
         self._lock = threading.Lock()
-        self._warming: dict[int, threading.Event] = {}
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="large-studies")
 
-    def get(self, study_id: int) -> tuple[int, bytes]:
-        """The status and the text of `/api/studies/{study_id}?after=0`."""
-        if study_id in self._warming:  # it is on its way: to make it twice would take twice as long
-            self._warming[study_id].wait(WARM_SECONDS)
-        mark = self._mark(study_id)
+    def get(self, study_id: int, after: int = 0) -> tuple[int, bytes]:
+        """The status and the text of `/api/studies/{study_id}?after={after}`: without the first `after` trials."""
         with self._lock:
-            kept = self._kept.get(study_id)
-            count, text = (0, "") if kept is None or kept.mark != mark else (kept.count, kept.text)
-        status, body = self._fetch(study_id, count)
-        if status != 200:
-            return status, body
-        if not count:
-            self._reader.submit(
-                self._learn, study_id, mark, body.decode()
-            )  # whoever waits need not wait for it
-            return status, body
-        head, trials, ended, tail = _split(body.decode())
-        with self._lock:
-            if self._kept.get(study_id) is kept and kept is not None and kept.count == count:
-                kept.add(trials, ended)
-                self._kept.move_to_end(study_id)
-        return status, f"{head}{', '.join([text, *trials])}{tail}".encode()
-
-    def warm(self) -> None:
-        """Begin to keep, in the background, the large studies that were worked on last.
-
-        Raises:
-            StorageError: the database cannot say which these are.
-        """
-        self._warming = {study_id: threading.Event() for study_id in self._large()}
-        self._reader.submit(self._warm)
-
-    def _warm(self) -> None:
-        try:
-            with _sharing():
-                for study_id, is_done in self._warming.items():
-                    mark = self._mark(study_id)
-                    status, body = self._fetch(study_id, 0)
-                    if status == 200:
-                        self._learn(study_id, mark, body.decode())
-                    is_done.set()
-        except Exception:  # noqa: BLE001 - whoever looks at them waits longer
-            _log.exception("reading large studies ahead failed")
-        finally:
-            for is_done in self._warming.values():
-                is_done.set()
-
-    def _large(self) -> list[int]:
-        """The ids of the large studies that were worked on last, the latest first; without archived ones."""
-        archived = sa.exists().where(
-            _USER_ATTRS.c.study_id == _TRIALS.c.study_id,
-            _USER_ATTRS.c.key == ARCHIVED,
-            _USER_ATTRS.c.value_json == "true",
-        )
-        query = sa.select(_TRIALS.c.study_id).where(~archived).group_by(_TRIALS.c.study_id)
-        query = query.having(sa.func.count() >= LARGE).order_by(sa.func.max(_TRIALS.c.trial_id).desc())
-        with self._database.transaction(Mode.READ) as session:
-            return list(session.scalars(query.limit(STUDIES)))
-
-    def wait(self) -> None:
-        """Wait until what was read is kept."""
-        self._reader.submit(lambda: None).result()
-
-    def _learn(self, study_id: int, mark: object, body: str) -> None:
-        _, trials, ended, _ = _split(body)
-        if len(trials) < LARGE:
-            return
-        kept = _Kept(mark)
-        kept.add(trials, ended)
-        with self._lock:
-            self._kept[study_id] = kept
-            self._kept.move_to_end(study_id)
+            document = self._kept.pop(study_id, None) or _Document(self._database, study_id)
+            self._kept[study_id] = document
             while len(self._kept) > STUDIES:
                 self._kept.popitem(last=False)
+        return document.get(after)
 
-    def _mark(self, study_id: int) -> object:
-        """What tells that the text of finished trials is another: notes on them, or another study under this id."""
-        notes = (
-            _ATTRS.select().where(_ATTRS.c.study_id == study_id).order_by(_ATTRS.c.study_system_attribute_id)
-        )
-        first = sa.select(_TRIALS.c.trial_id, _TRIALS.c.datetime_start).where(_TRIALS.c.study_id == study_id)
-        name = sa.select(_STUDIES.c.study_name).where(_STUDIES.c.study_id == study_id)
-        with self._database.transaction(Mode.READ) as session:
-            begun = session.execute(first.order_by(_TRIALS.c.trial_id).limit(1)).first()
-            return session.scalar(name), begun, session.execute(notes).all()
 
-    def _fetch(self, study_id: int, after: int) -> tuple[int, bytes]:
-        environ: dict[str, Any] = {
-            "PATH_INFO": f"/api/studies/{study_id}",
-            "QUERY_STRING": f"after={after}",
-            "wsgi.input": io.BytesIO(),
-        }
+class _Document:
+    """One study's."""
+
+    def __init__(self, database: Database, study_id: int) -> None:
+        self._database, self._study_id = database, study_id
+        self._lock = threading.Lock()  # whoever asks while it is read waits for it: twice takes twice as long
+        self._identity: object = None
+        self._trials = _Trials()
+
+    def get(self, after: int) -> tuple[int, bytes]:
+        with self._lock:
+            with self._database.transaction(Mode.READ) as session:
+                if (identity := _identity(session, self._study_id)) != self._identity:
+                    self._identity, self._trials = identity, _Trials()
+                self._trials.read(session, self._study_id)
+                attrs = session.scalars(_ATTR_NAMES.where(_STUDY_ATTRS.c.study_id == self._study_id)).all()
+                directions = session.scalars(
+                    _DIRECTIONS.where(models.StudyDirectionModel.study_id == self._study_id)
+                ).all()
+            while True:
+                status, body = self._of_dashboard(self._trials.few(attrs, directions))
+                if status != 200:
+                    return status, body
+                head, written, tail = _split(body.decode())
+                if self._trials.agree(written):
+                    break
+            texts = self._trials.texts(written, after)
+        return status, f"{head}{', '.join(texts)}{tail}".encode()
+
+    def _of_dashboard(self, trial_ids: Sequence[int]) -> tuple[int, bytes]:
+        """The document as if the study had these trials only."""
+        # one that has not seen the study before: it would remember what it saw
+        app = optuna_dashboard.wsgi(storage=_Few(self._database, self._study_id, trial_ids))
+        environ: dict[str, Any] = {"PATH_INFO": f"/api/studies/{self._study_id}", "wsgi.input": io.BytesIO()}
         setup_testing_defaults(environ)
         status: list[str] = []
-        body = b"".join(self._dashboard(environ, lambda line, _headers, *_: status.append(line)))
+        body = b"".join(app(environ, lambda line, _headers, *_: status.append(line)))
         return int(status[0].partition(" ")[0]), body
 
 
-@contextmanager
-def _sharing() -> Iterator[None]:
-    """Let this thread give way to others sooner: they answer requests."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_SECONDS)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
+class _Trials:
+    """A study's trials as texts, and which few of them stand for all."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._places: dict[int, int] = {}  # in `_texts`, by id
+        self._unfinished: dict[int, Shape] = {}  # by id
+        self._finished: defaultdict[Shape, list[int]] = defaultdict(list)  # ids
+        self._values: dict[int, list[float]] = {}  # of completed trials, by id
+        self._agrees: dict[Shape, bool] = {}  # whether the dashboard writes it as we do, once compared
+
+    def read(self, session: Session, study_id: int) -> None:
+        """Read what is new: later trials, and those that were unfinished."""
+        again, self._unfinished = list(self._unfinished), {}
+        last = max(self._places, default=-1)
+        for trial in texts_of(session, again):
+            self._take(trial)
+        for trial in texts_after(session, study_id, last):
+            self._take(trial)
+
+    def _take(self, trial: TrialText) -> None:
+        place = self._places.setdefault(trial.trial_id, len(self._texts))
+        self._texts[place : place + 1] = [trial.text]
+        if not trial.shape.state.is_finished():
+            self._unfinished[trial.trial_id] = trial.shape
+            return
+        self._finished[trial.shape].append(trial.trial_id)
+        if trial.shape.state == TrialState.COMPLETE:
+            self._values[trial.trial_id] = trial.values
+
+    def few(self, attrs: Collection[str], directions: Sequence[StudyDirection]) -> list[int]:
+        """The ids of the trials that stand for all, and of those that the dashboard must write.
+
+        Args:
+            attrs: the names of the study's system attributes. Those of notes on trials contain the trials' ids.
+            directions: the study's.
+        """
+        if any(name.startswith(PREFERENTIAL) for name in attrs):
+            return list(self._places)
+        named = {int(digits) for name in attrs for digits in re.findall(r"[0-9]{1,18}", name)}
+        few = named & self._places.keys()
+        few.update({shape: trial_id for trial_id, shape in self._unfinished.items()}.values())
+        for shape, ids in self._finished.items():
+            few.update(ids[:1] if self._agrees.get(shape, True) else ids)
+        if len(directions) > 1 and self._values:
+            signs = [1.0 if direction == StudyDirection.MINIMIZE else -1.0 for direction in directions]
+            losses = np.array(list(self._values.values())) * signs
+            is_best = _is_pareto_front(losses, assume_unique_lexsorted=False)
+            few.update(trial_id for trial_id, best in zip(self._values, is_best, strict=True) if best)
+        return sorted(few)
+
+    def agree(self, written: Mapping[int, str]) -> bool:
+        """Whether the dashboard writes finished trials as they are written here, or as it was known to write them.
+
+        Where it is found not to, all trials of that shape are among the few from now on.
+        """
+        agree = True
+        for shape, ids in self._finished.items():
+            if shape not in self._agrees:
+                ours = self._texts[self._places[ids[0]]]
+                is_ours = not shape.system_attrs & WRITTEN
+                self._agrees[shape] = is_ours and json.loads(written[ids[0]]) == json.loads(ours)
+                agree = agree and self._agrees[shape]
+        return agree
+
+    def texts(self, written: Mapping[int, str], after: int) -> list[str]:
+        """The texts of all trials but the first `after`; of some those that the dashboard has written."""
+        texts = self._texts[after:]
+        for trial_id, text in written.items():
+            if (place := self._places[trial_id] - after) >= 0:
+                texts[place] = text
+        return texts
 
 
-def _split(body: str) -> tuple[str, list[str], list[bool], str]:
-    """A document of a study: what is before its trials, the text of each and whether it is finished, what is after."""
+class _Few(_CachedStorage):
+    """A database with one study of a few trials.
+
+    Args:
+        database: the database.
+        study_id: the study's id.
+        trial_ids: the trials' ids.
+    """
+
+    def __init__(self, database: Database, study_id: int, trial_ids: Sequence[int]) -> None:
+        super().__init__(database)
+        self._database, self._study_id, self._trial_ids = database, study_id, trial_ids
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """The study, if it is there: the dashboard finds a study in the list of all."""
+        try:
+            return [
+                FrozenStudy(
+                    study_name=self.get_study_name_from_id(self._study_id),
+                    direction=None,
+                    directions=self.get_study_directions(self._study_id),
+                    user_attrs=self.get_study_user_attrs(self._study_id),
+                    system_attrs=self.get_study_system_attrs(self._study_id),
+                    study_id=self._study_id,
+                )
+            ]
+        except KeyError:
+            return []
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """The few."""
+        with self._database.transaction(Mode.READ) as session:
+            found = self._database.trials(session, self._trial_ids)
+        return [trial for trial in found if states is None or trial.state in states]
+
+
+_DIRECTIONS = sa.select(models.StudyDirectionModel.direction).order_by(models.StudyDirectionModel.objective)
+_ATTR_NAMES = sa.select(_STUDY_ATTRS.c.key)
+
+
+def _identity(session: Session, study_id: int) -> object:
+    """What tells a study from another that had this id before, which SQLite gives again."""
+    first = sa.select(_TRIALS.c.trial_id, _TRIALS.c.datetime_start).where(_TRIALS.c.study_id == study_id)
+    name = session.scalar(sa.select(_STUDIES.c.study_name).where(_STUDIES.c.study_id == study_id))
+    return name, session.execute(first.order_by(_TRIALS.c.trial_id).limit(1)).first()
+
+
+def _split(body: str) -> tuple[str, dict[int, str], str]:
+    """A document of a study: what is before its trials, the text of each by its id, what is after."""
     place = body.index(KEY) + len(KEY)  # no text has unescaped quotes, so that this is the key
-    head, trials, ended = body[:place], [], []
+    head, trials = body[:place], {}
     while body[place] != "]":
         if body[place] in ", ":
             place += 1
             continue
-        trial, end = _decoder.raw_decode(body, place)  # one at a time, so that other threads get their turns
-        trials.append(body[place:end])
-        ended.append(trial["state"] in ENDED)
+        trial, end = _decoder.raw_decode(body, place)
+        trials[trial["trial_id"]] = body[place:end]
         place = end
-    return head, trials, ended, body[place:]
+    return head, trials, body[place:]

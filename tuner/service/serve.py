@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import ipaddress
 import logging
 import os
@@ -130,7 +131,6 @@ def service(manager: StudyManager, tokens: Tokens, settings: Settings) -> ASGIAp
     """The whole service as one ASGI application."""
     interface, dashboard = api(manager), Dashboard(manager.ledger.database)
     add_tokens(interface, tokens)
-    dashboard.documents.warm()
     return front(
         api=interface,
         pages=Pages(manager, tokens),
@@ -163,6 +163,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
         if (first := _first_tokens(tokens, settings)) is not None:
             say(f"The first start: this is the administrator's token. It is shown only now.\n\n  {first}\n")
         say(f"tuner serves {safe_url(settings.storage)} on {_address(listening, settings)} (Ctrl-C ends it)")
+        gc.freeze()  # what the start has made stays: to look through it again and again cost a third of a long read
         with contextlib.suppress(KeyboardInterrupt):  # the server has stopped by then, and says so once more
             server.run(sockets=[listening])
         if not server.started:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 __all__ = ["Shape", "TrialText", "texts_after", "texts_of"]
 
-BLOCK = 500
+BLOCK = 1000
 """So many trials are read at once: what is read of them is soon text, so that memory stays flat."""
 
 ATTRIBUTE_LENGTH = 1024
@@ -106,7 +106,7 @@ def _text(trial: Any, details: Sequence[list[Any]]) -> TrialText:
         f'"fixed_params": {json.dumps([{"name": k, "param_external_value": str(v)} for k, v in fixed.items()])}',
         f'"user_attrs": [{", ".join([attr.text for attr in attrs])}]',
         '"note": {"version": 0, "body": ""}, "artifacts": [], "constraints": []',
-        f'"intermediate_values": [{", ".join([_report(*report) for report in reports])}]',
+        f'"intermediate_values": [{_reports(reports)}]',
     ]
     if values:
         parts.append(f'"values": [{", ".join(numbers)}]')
@@ -152,7 +152,11 @@ def _param(name: str, distribution_json: str) -> Callable[[float], str]:
         return lambda stored: texts[int(stored)]
     if isinstance(distribution, IntDistribution):
         return lambda stored: written(f"{int(stored)}.0", f'"{int(stored)}"', int)
-    return lambda stored: written(repr(stored), f'"{stored!r}"', float)
+
+    def of_number(stored: float) -> str:
+        return written(number := repr(stored), f'"{number}"', float)
+
+    return of_number
 
 
 class _Attr(NamedTuple):
@@ -175,11 +179,14 @@ def _attr(key: str, value: Any) -> _Attr:
 _quoted = functools.lru_cache(maxsize=4096)(json.dumps)
 
 
-def _report(_trial_id: int, step: int, value: float | None, kind: str) -> str:
-    return (
-        f'{{"step": {step}, "value": {value!r}}}'
-        if kind == "FINITE"
-        else f'{{"step": {step}, "value": {_INFINITE[kind]}}}'
+def _reports(reports: Sequence[Any]) -> str:
+    return ", ".join(
+        [
+            f'{{"step": {step}, "value": {value!r}}}'  # most of a long study's document: no call for each
+            if kind == "FINITE"
+            else f'{{"step": {step}, "value": {_number(value, kind)}}}'
+            for _, step, value, kind in reports
+        ]
     )
 
 

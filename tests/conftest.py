@@ -13,7 +13,7 @@ import optuna
 import pytest
 from command import STUDY, Tuner
 from hypothesis import settings
-from postgresql import Server, absent, server, server_programs
+from postgresql import Databases, Server, absent, server, server_programs
 
 from tuner.cli import main
 from tuner.schema import open_storage
@@ -43,10 +43,14 @@ def _leave_out(mark: str, config: pytest.Config, items: list[pytest.Item]) -> No
     config.hook.pytest_deselected(items=left_out)
 
 
+gc.disable()  # what is imported from here on stays: looking through it again and again takes as long as importing it
+
+
 def pytest_collection_finish() -> None:
     """What is there by now stays to the end: looking through it at every garbage collection takes 0.3 s."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -111,20 +115,17 @@ def postgresql_server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def postgresql_template(postgresql_server: Server) -> str:
-    """The name of a database with its tables."""
-    with postgresql_server.connect() as connection:
-        connection.execute("CREATE DATABASE with_tables")
+def postgresql_databases(postgresql_server: Server) -> Databases:
+    """Databases with their tables, on the server."""
+    postgresql_server.create("with_tables")
     open_storage(postgresql_server.url.format(database="with_tables")).close()
-    return "with_tables"
+    return Databases(postgresql_server, "with_tables")
 
 
 @pytest.fixture
-def postgresql_url(
-    postgresql_server: Server, postgresql_template: str, request: pytest.FixtureRequest
-) -> Iterator[str]:
+def postgresql_url(postgresql_databases: Databases) -> Iterator[str]:
     """A fresh database on the server, with its tables."""
-    with postgresql_server.database(request.node.nodeid, postgresql_template) as url:
+    with postgresql_databases.fresh() as url:
         yield url
 
 

@@ -11,13 +11,15 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import tuner.cli
 
-__all__ = ["STUDY", "Program", "Tuner", "run"]
+__all__ = ["STUDY", "Program", "Tuner", "forkserver", "processes", "run"]
 
 Tuner: TypeAlias = Callable[..., tuple[int, str, str]]
 """What the fixture `tuner` gives: runs a command; its exit code, standard output and error."""
@@ -40,6 +42,20 @@ arms = [{name = "random", sampler = {name = "random"}}, {name = "sobol", sampler
 """A comparison that takes a second."""
 
 
+def forkserver() -> ForkServerContext:
+    """Processes are forked from one that has imported what commands and tests import, which takes each seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["pytest", "tuner.cli", "tuner.service.serve", "tuner.client.worker", "tuner.report"]
+    )
+    return context
+
+
+def processes(workers: int) -> ProcessPoolExecutor:
+    """A pool of processes that are there at once."""
+    return ProcessPoolExecutor(workers, mp_context=forkserver())
+
+
 class Program:
     """`tuner` in a process of its own, with as much of `subprocess.Popen` as the tests use.
 
@@ -58,10 +74,7 @@ class Program:
         log: Path | None = None,
         script: str | None = None,
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["tuner.cli", "tuner.service.serve", "tuner.client.worker", "tuner.report"]
-        )
+        context = forkserver()
         (read_out, out), (read_err, err) = context.Pipe(duplex=False), context.Pipe(duplex=False)
         given = {**os.environ, **(environment or {})}
         self._process = context.Process(

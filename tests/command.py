@@ -12,14 +12,17 @@ import threading
 import types
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import tuner.cli
+import tuner.executors
+from tuner.executors import _OwnProcesses
 
-__all__ = ["STUDY", "Program", "Tuner", "forkserver", "processes", "run"]
+__all__ = ["STUDY", "ForkedWorkers", "Program", "Tuner", "forkserver", "processes", "run"]
 
 Tuner: TypeAlias = Callable[..., tuple[int, str, str]]
 """What the fixture `tuner` gives: runs a command; its exit code, standard output and error."""
@@ -54,6 +57,33 @@ def forkserver() -> ForkServerContext:
 def processes(workers: int) -> ProcessPoolExecutor:
     """A pool of processes that are there at once."""
     return ProcessPoolExecutor(workers, mp_context=forkserver())
+
+
+class _HarshProcess(ForkServerProcess):
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Harsh(ForkServerContext):
+    Process = _HarshProcess
+
+
+class ForkedWorkers(_OwnProcesses):
+    """Worker processes of a run, forked as `processes` are; for the rest they are what users have."""
+
+    def __init__(self, workers: int, *, mp_context: BaseContext, initializer: Callable[[], None]) -> None:
+        plain = forkserver()
+        super().__init__(
+            workers,
+            mp_context=_Harsh() if isinstance(mp_context, tuner.executors._Harsh) else plain,
+            initializer=partial(_start_worker, dict(os.environ), initializer),
+        )
+
+
+def _start_worker(environment: dict[str, str], initializer: Callable[[], None]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    initializer()
 
 
 class Program:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from command import STUDY, Tuner
+from command import STUDY, ForkedWorkers, Tuner
 from hypothesis import settings
 from postgresql import Databases, Server, absent, server, server_programs
 
@@ -56,6 +56,12 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture(autouse=True)
+def _workers_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare worker processes of this process their imports, 1.6 s each; where their start matters, override this."""
+    monkeypatch.setattr("tuner.executors._OwnProcesses", ForkedWorkers)
 
 
 @pytest.fixture(autouse=True)

@@ -56,6 +56,11 @@ class FarAway(Executor):
             raise pickle.loads(pickle.dumps(error)) from None
 
 
+@pytest.fixture
+def _workers_start_at_once() -> None:
+    """Here they start as users' do."""
+
+
 FOREIGN: dict[str, Callable[[int], Executor]] = {
     "a thread pool": ThreadPoolExecutor,
     "a process pool": processes,

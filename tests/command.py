@@ -175,13 +175,13 @@ class Program:
 
 
 def run(
-    *arguments: str, folder: Path, environment: Mapping[str, str] | None = None, timeout: float = 60.0
+    *arguments: str, folder: Path, timeout: float = 60.0, **settings: Any
 ) -> subprocess.CompletedProcess[str]:
-    """A command from its start to its end, as `subprocess.run` gives it."""
-    program = Program(*arguments, folder=folder, environment=environment)
+    """A `Program` from its start to its end, as `subprocess.run` gives it."""
+    program = Program(*arguments, folder=folder, **settings)
     try:
         out, err = program.communicate(timeout)
-        return subprocess.CompletedProcess(["tuner", *arguments], program.wait(), out, err)
+        return subprocess.CompletedProcess(program.arguments, program.wait(), out, err)
     finally:
         program.close()
 
@@ -206,6 +206,7 @@ def _main(
             os.dup2(end.fileno(), number)
     sys.argv = [script or "tuner", *arguments]
     if script is not None:
+        sys.path.insert(0, str(folder))  # as Python does
         runpy.run_path(str(folder / script), run_name="__main__")
     else:
         sys.modules["__main__"] = types.ModuleType("__main__")  # what processes of its own would import again

@@ -26,7 +26,6 @@ from schemathesis.config import (
 from schemathesis.engine import from_schema
 from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinished
 from schemathesis.filters import FilterSet
-from schemathesis.generation.modes import GenerationMode
 from schemathesis.schemas import BaseSchema
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -40,7 +39,7 @@ HEADERS = {"Authorization": f"Bearer {SECRET}"}
 
 GENERATION = GenerationConfig(deterministic=True, max_examples=3, database="none")
 VALID_ONLY = GenerationConfig(
-    modes=[GenerationMode.POSITIVE], deterministic=True, max_examples=3, database="none"
+    modes=[schemathesis.GenerationMode.POSITIVE], deterministic=True, max_examples=3, database="none"
 )
 
 

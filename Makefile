@@ -4,20 +4,26 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONDONTWRITEBYTECODE  # or each of the many processes that tests start compiles everything anew
 
-.PHONY: demo test check test-docker docs evidence pictures bench bench-samplers serve dashboard help clean
+.PHONY: demo test check types tests test-docker docs evidence pictures bench bench-samplers serve dashboard help clean
 
 demo: $(VENV)/installed  ## compare four samplers on real digits: tuner.db, report/index.html
 	$(BIN)/tuner compare digits
 
 test: $(VENV)/installed-test check  ## set up, check and test everything
 
-# three tests at once on two cores, as some of them wait
 check: $(VENV)/installed-test  ## ruff, format, types, layers, tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory --jobs=2 types tests
+
+types: $(VENV)/installed-test
+	$(BIN)/mypy
+
+# three tests at once on two cores, as some of them wait
+tests: $(VENV)/installed-test
 	$(BIN)/pytest -n $(or $(JOBS),3) --dist worksteal
 
 test-docker: $(VENV)/installed-test  ## image, containers and accidents, on a real Docker engine

@@ -11,13 +11,18 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import tuner.cli
+import tuner.executors
+from tuner.executors import _OwnProcesses
 
-__all__ = ["STUDY", "Program", "Tuner", "run"]
+__all__ = ["STUDY", "ForkedWorkers", "Program", "Tuner", "forkserver", "processes", "run"]
 
 Tuner: TypeAlias = Callable[..., tuple[int, str, str]]
 """What the fixture `tuner` gives: runs a command; its exit code, standard output and error."""
@@ -40,6 +45,47 @@ arms = [{name = "random", sampler = {name = "random"}}, {name = "sobol", sampler
 """A comparison that takes a second."""
 
 
+def forkserver() -> ForkServerContext:
+    """Processes are forked from one that has imported what commands and tests import, which takes each seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["pytest", "tuner.cli", "tuner.service.serve", "tuner.client.worker", "tuner.report"]
+    )
+    return context
+
+
+def processes(workers: int) -> ProcessPoolExecutor:
+    """A pool of processes that are there at once."""
+    return ProcessPoolExecutor(workers, mp_context=forkserver())
+
+
+class _HarshProcess(ForkServerProcess):
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Harsh(ForkServerContext):
+    Process = _HarshProcess
+
+
+class ForkedWorkers(_OwnProcesses):
+    """Worker processes of a run, forked as `processes` are; for the rest they are what users have."""
+
+    def __init__(self, workers: int, *, mp_context: BaseContext, initializer: Callable[[], None]) -> None:
+        plain = forkserver()
+        super().__init__(
+            workers,
+            mp_context=_Harsh() if isinstance(mp_context, tuner.executors._Harsh) else plain,
+            initializer=partial(_start_worker, dict(os.environ), initializer),
+        )
+
+
+def _start_worker(environment: dict[str, str], initializer: Callable[[], None]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    initializer()
+
+
 class Program:
     """`tuner` in a process of its own, with as much of `subprocess.Popen` as the tests use.
 
@@ -58,10 +104,7 @@ class Program:
         log: Path | None = None,
         script: str | None = None,
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["tuner.cli", "tuner.service.serve", "tuner.client.worker", "tuner.report"]
-        )
+        context = forkserver()
         (read_out, out), (read_err, err) = context.Pipe(duplex=False), context.Pipe(duplex=False)
         given = {**os.environ, **(environment or {})}
         self._process = context.Process(
@@ -132,13 +175,13 @@ class Program:
 
 
 def run(
-    *arguments: str, folder: Path, environment: Mapping[str, str] | None = None, timeout: float = 60.0
+    *arguments: str, folder: Path, timeout: float = 60.0, **settings: Any
 ) -> subprocess.CompletedProcess[str]:
-    """A command from its start to its end, as `subprocess.run` gives it."""
-    program = Program(*arguments, folder=folder, environment=environment)
+    """A `Program` from its start to its end, as `subprocess.run` gives it."""
+    program = Program(*arguments, folder=folder, **settings)
     try:
         out, err = program.communicate(timeout)
-        return subprocess.CompletedProcess(["tuner", *arguments], program.wait(), out, err)
+        return subprocess.CompletedProcess(program.arguments, program.wait(), out, err)
     finally:
         program.close()
 
@@ -163,6 +206,7 @@ def _main(
             os.dup2(end.fileno(), number)
     sys.argv = [script or "tuner", *arguments]
     if script is not None:
+        sys.path.insert(0, str(folder))  # as Python does
         runpy.run_path(str(folder / script), run_name="__main__")
     else:
         sys.modules["__main__"] = types.ModuleType("__main__")  # what processes of its own would import again

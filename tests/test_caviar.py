@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command import run
 from installed import install
 
 PACKAGE = '''
@@ -47,9 +47,7 @@ if __name__ == "__main__":
 
 
 def run_script(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "script.py"], cwd=folder, capture_output=True, text=True, timeout=240, check=False
-    )
+    return run(folder=folder, script="script.py", timeout=240)
 
 
 @pytest.mark.slow
@@ -158,9 +156,8 @@ def test_workers_that_are_always_killed_while_they_start_end_the_run(tmp_path: P
 
 def test_a_script_without_its_guard_is_told_so_at_once(tmp_path: Path) -> None:
     unguarded = SCRIPT.replace('if __name__ == "__main__":', "if True:").replace("deadly", "branin")
+    unguarded = unguarded.replace("workers=2", "workers=1")
     (tmp_path / "script.py").write_text(unguarded.replace('{"x"', '{"x0"'))
-    done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = run_script(tmp_path)
     assert done.returncode == 1
     assert "if __name__ == '__main__':" in done.stderr.splitlines()[-1]

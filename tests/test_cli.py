@@ -23,6 +23,9 @@ from optuna.trial import TrialState
 from tuner.cli import app, storage_app
 from tuner.definition import ComparisonDefinition
 
+ONE_THREAD = ("--workers", "1", "--executor", "threads")
+"""Spares what is not about worker processes their start."""
+
 
 def test_compare_then_look_at_it(tuner: Tuner, tmp_path: Path) -> None:
     code, out, _ = tuner("compare", "small.toml", "--workers", "2", "--executor", "threads", "--out", "page")
@@ -71,12 +74,12 @@ def test_a_study_is_paused_and_resumed_wherever_it_runs(tuner: Tuner) -> None:
         states.append(summary["state"])
     assert states == ["paused", "open", "stopped"]
     assert re.search(r"small +stopped +branin", tuner("studies")[1])
-    code, _, err = tuner("run", "small.toml", "--workers", "1")
+    code, _, err = tuner("run", "small.toml", *ONE_THREAD)
     assert code == 1
     assert "small is stopped: it hands out no trials" in err
     assert err.endswith("then run again: tuner resume small)\n")
     assert tuner("resume", "small")[0] == 0
-    assert tuner("run", "small.toml", "--workers", "1")[0] == 0
+    assert tuner("run", "small.toml", *ONE_THREAD)[0] == 0
     for verb in ("pause", "resume", "stop", "archive"):
         code, _, err = tuner(verb, "smal")
         assert code == 2
@@ -84,9 +87,9 @@ def test_a_study_is_paused_and_resumed_wherever_it_runs(tuner: Tuner) -> None:
 
 
 def test_a_comparison_is_repeated_from_its_results(tuner: Tuner, tmp_path: Path) -> None:
-    assert tuner("compare", "small.toml", "--workers", "1", "--png", "figures")[0] == 0
+    assert tuner("compare", "small.toml", *ONE_THREAD, "--png", "figures")[0] == 0
     assert (tmp_path / "figures" / "small-finals.png").exists()
-    code, out, _ = tuner("compare", "--repeat", "report/results.json", "--workers", "1")
+    code, out, _ = tuner("compare", "--repeat", "report/results.json", *ONE_THREAD)
     assert code == 0
     assert "All numbers are the same, to the last bit." in out
     assert (tmp_path / "repeat-small.db").exists()
@@ -97,7 +100,7 @@ def test_a_comparison_is_repeated_from_its_results(tuner: Tuner, tmp_path: Path)
     results["runs"][0]["best"][0] += 1e-9
     results["made"]["versions"]["numpy"] = "1.0"
     (tmp_path / "other.json").write_text(json.dumps(results))
-    code, _, err = tuner("compare", "--repeat", "other.json", "--storage", "sqlite:///third.db")
+    code, _, err = tuner("compare", "--repeat", "other.json", "--storage", "sqlite:///third.db", *ONE_THREAD)
     assert code == 1
     assert "runs[0].best[0]: " in err
     assert "numpy was 1.0, is " in err
@@ -106,7 +109,7 @@ def test_a_comparison_is_repeated_from_its_results(tuner: Tuner, tmp_path: Path)
 
 def test_several_studies_are_problems_for_the_same_arms(tuner: Tuner, tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text(STUDY.replace('"small"', '"other"').replace("branin", "ackley"))
-    code, out, _ = tuner("compare", "small.toml", "other.toml", "--workers", "1", "--out", "both")
+    code, out, _ = tuner("compare", "small.toml", "other.toml", *ONE_THREAD, "--out", "both")
     assert code == 0
     assert "over 2 problems" in out
     for path in ("index.html", "results.json", "small/index.html", "other/results.json"):
@@ -225,7 +228,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
 
 
 def test_the_same_study_changed_is_refused_and_nothing_is_lost(tuner: Tuner, tmp_path: Path) -> None:
-    tuner("run", "small.toml", "--workers", "1")
+    tuner("run", "small.toml", *ONE_THREAD)
     (tmp_path / "small.toml").write_text(STUDY.replace("trials = 6", "trials = 9"))
     code, _, err = tuner("run", "small.toml")
     assert code == 2

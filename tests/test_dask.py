@@ -16,6 +16,7 @@ from typing import Any
 
 import distributed
 import pytest
+from command import Program, run
 from optuna.trial import TrialState
 
 import tuner.executors
@@ -199,12 +200,10 @@ def test_fewer_slots_than_workers_wait_in_line(sqlite_url: str, scheduler: str, 
 
 @pytest.mark.long
 def test_ctrl_c_gives_trials_back_on_dask_too(tmp_path: Path, scheduler: str, workers: Workers) -> None:
-
     (tmp_path / "d.toml").write_text(TOML)
-    command = [Path(sys.executable).with_name("tuner"), "run", "d.toml", "--workers", "2"]
-    command += ["--executor", f"dask://{scheduler}"]
+    command = ["run", "d.toml", "--workers", "2", "--executor", f"dask://{scheduler}"]
     with StudyManager(f"sqlite:///{tmp_path}/tuner.db") as manager, workers(2):
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        process = Program(*command, folder=tmp_path)
         while not manager.studies() or not any(w.epochs for w in manager.working(["d"])):
             time.sleep(0.05)
             assert process.poll() is None
@@ -215,7 +214,7 @@ def test_ctrl_c_gives_trials_back_on_dask_too(tmp_path: Path, scheduler: str, wo
         assert leases(manager) == []
         given_back = [t for t in manager.load("d").trials if t.state is TrialState.WAITING]
         assert given_back  # handed back, not merely left
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+        done = run(*command, folder=tmp_path, timeout=240)
         assert done.returncode == 0, done.stderr
         assert [t.state for t in manager.load("d").trials] == [TrialState.COMPLETE] * 4
 

@@ -141,17 +141,26 @@ def test_no_test_values_where_none_are_wanted_or_there_is_no_test_data(sqlite_ur
         assert all(run.test is None for run in result.runs)
 
 
-def test_a_registered_objective_is_tested_in_worker_processes(sqlite_url: str) -> None:
+def trained_digits(size: int, *samplers: Mapping[str, Any]) -> ComparisonDefinition:
+    """An arm a sampler: `size` trials of `size` epochs each, on a registered objective."""
     document = {
         "name": "d",
         "objective": "digits-few",
-        "budget": {"trials": 2},
-        "fixed": {"epochs": 2},
+        "budget": {"trials": size},
+        "fixed": {"epochs": size},
         "space": {"learning_rate": {"low": 1e-3, "high": 0.1, "scale": "log"}},
-        "comparison": {"seeds": 1, "arms": [{"name": "a", "sampler": {"name": "random"}}, {"name": "b"}]},
+        "comparison": {
+            "seeds": 1,
+            "arms": [{"name": arm, "sampler": sampler} for arm, sampler in zip("ab", samplers, strict=True)],
+        },
     }
+    return ComparisonDefinition.parse(document)
+
+
+def test_a_registered_objective_is_tested_in_worker_processes(sqlite_url: str) -> None:
+    definition = trained_digits(2, {"name": "random"}, {"name": "tpe"})
     with StudyManager(sqlite_url) as manager:
-        result = manager.compare(ComparisonDefinition.parse(document))
+        result = manager.compare(definition)
     [run, _] = result.runs
     assert run.test is not None
     params = {"epochs": 2, **run.best_params}
@@ -161,22 +170,9 @@ def test_a_registered_objective_is_tested_in_worker_processes(sqlite_url: str) -
 
 
 def test_what_population_based_training_found_is_no_point_to_train_anew(sqlite_url: str) -> None:
-    document = {
-        "name": "p",
-        "objective": "digits-few",
-        "budget": {"trials": 4},
-        "fixed": {"epochs": 4},
-        "space": {"learning_rate": {"low": 1e-3, "high": 0.1, "scale": "log"}},
-        "comparison": {
-            "seeds": 1,
-            "arms": [
-                {"name": "a", "sampler": {"name": "population-based", "population": 2, "interval": 2}},
-                {"name": "b", "sampler": {"name": "random"}},
-            ],
-        },
-    }
+    population = {"name": "population-based", "population": 2, "interval": 2}
     with StudyManager(sqlite_url) as manager:
-        result = manager.compare(ComparisonDefinition.parse(document), executor="threads")
+        result = manager.compare(trained_digits(4, population, {"name": "random"}), executor="threads")
     assert [run.test is not None for run in result.runs] == [False, True]
 
 

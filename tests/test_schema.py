@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
-from command import Tuner
+from command import Tuner, processes
 from optuna.trial import TrialState
 
 import tuner.schema
@@ -213,7 +211,7 @@ def test_a_migration_that_fails_leaves_nothing_behind(
 
 
 def test_two_upgrades_at_once_do_it_once(old: str) -> None:
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes(2) as pool:
         done = list(pool.map(upgrade, [old, old]))
     assert sorted(done) == [("0001", HEAD), (HEAD, HEAD)]
     assert info(old).version == HEAD

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
+from command import processes
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -172,7 +173,7 @@ def _claim(url: str) -> int:
 def test_a_waiting_trial_is_claimed_once(sqlite_url: str) -> None:
     database = open_storage(sqlite_url)
     study = optuna.create_study(storage=cached(database))
-    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes(4) as pool:
         for _ in range(5):
             study.enqueue_trial({})
             assert sum(pool.map(_claim, [sqlite_url] * 4)) == 1

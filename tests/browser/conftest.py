@@ -48,9 +48,9 @@ def missing(what: str) -> NoReturn:
     pytest.skip(what)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium, driven by Playwright."""
+    """Chromium, driven by Playwright: whose event loop, while it runs, keeps other tests from running theirs."""
     try:
         from playwright.sync_api import sync_playwright
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
+from command import processes
 from optuna.distributions import distribution_to_json
 from optuna.trial import TrialState
 
@@ -923,9 +923,7 @@ def test_many_askers_get_each_trial_once_and_the_budget_exactly(url: str, kind: 
     }
     grid["levels"]["activation"] = ["relu", "tanh"]  # type: ignore[index]
     ask_tell = begin(url, budget={"trials": 20}, sampler=grid)
-    spawn = multiprocessing.get_context("spawn")
-    pool = ThreadPoolExecutor(4) if kind == "threads" else ProcessPoolExecutor(4, mp_context=spawn)
-    with pool:
+    with ThreadPoolExecutor(4) if kind == "threads" else processes(4) as pool:
         numbers = [
             n for future in [pool.submit(_ask_some, url, 20) for _ in range(4)] for n in future.result()
         ]

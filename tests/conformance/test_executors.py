@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from command import Program, processes
 from optuna.trial import TrialState
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -58,13 +56,14 @@ class FarAway(Executor):
             raise pickle.loads(pickle.dumps(error)) from None
 
 
-def spawned(workers: int) -> Executor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+@pytest.fixture
+def _workers_start_at_once() -> None:
+    """Here they start as users' do."""
 
 
 FOREIGN: dict[str, Callable[[int], Executor]] = {
     "a thread pool": ThreadPoolExecutor,
-    "a process pool": spawned,
+    "a process pool": processes,
     "far away": FarAway,
 }
 
@@ -161,7 +160,7 @@ def test_ctrl_c_gives_running_trials_back_from_every_executor(sqlite_url: str, w
             manager.run(definition, Slope(), workers=2, executor=where, on_outcome=press_ctrl_c)
         assert manager.working(["s"]) == []  # handed back: no lease is left to run out
         assert TrialState.RUNNING not in {t.state for t in manager.load("s").trials}
-        finished = manager.run(definition, Slope(), workers=2, executor=where)
+        finished = manager.run(definition, Slope(), workers=2, executor="threads")
     assert [t.state for t in finished.trials] == [TrialState.COMPLETE] * 3
     assert all(len(t.intermediate_values) == 20 for t in finished.trials)
     assert all("attempts" not in t.user_attrs for t in finished.trials)  # given back is not lost
@@ -241,10 +240,7 @@ if __name__ == "__main__":
 @pytest.mark.long
 def test_a_second_ctrl_c_leaves_at_once_and_holds_nothing_against_the_trials(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(LONG_EPOCHS)
-    process = subprocess.Popen(
-        [sys.executable, "script.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stderr is not None
+    process = Program(folder=tmp_path, script="script.py", session=True)
     try:
         with StudyManager(f"sqlite:///{tmp_path}/s.db") as manager:
             while process.poll() is None:
@@ -266,17 +262,17 @@ def test_a_second_ctrl_c_leaves_at_once_and_holds_nothing_against_the_trials(tmp
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.close()
 
 
 @pytest.mark.parametrize("to", [pytest.param("the parent", marks=pytest.mark.long), "the whole group"])
 def test_sigterm_gives_trials_back_though_an_epoch_takes_long(tmp_path: Path, to: str) -> None:
     overdue = "import tuner.termination\ntuner.termination.GRACE_SECONDS = 0.2\n"
     (tmp_path / "script.py").write_text(overdue + LONG_EPOCHS)
-    process = subprocess.Popen(
-        [sys.executable, "script.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    with StudyManager(f"sqlite:///{tmp_path}/s.db") as manager:
+    with (
+        contextlib.closing(Program(folder=tmp_path, script="script.py", session=True)) as process,
+        StudyManager(f"sqlite:///{tmp_path}/s.db") as manager,
+    ):
         while process.poll() is None and [w.epochs for w in manager.working(["s"])] != [1, 1]:
             time.sleep(0.05)
         (os.killpg if to == "the whole group" else os.kill)(process.pid, signal.SIGTERM)
@@ -336,7 +332,7 @@ class Deadly(Slope):
 def test_an_executor_of_ones_own_that_breaks_ends_the_run_in_words(sqlite_url: str) -> None:
     with StudyManager(sqlite_url) as manager:
         with (
-            spawned(2) as executor,
+            processes(2) as executor,
             pytest.raises(TunerError, match=r"the executor broke: .*goes on from there"),
         ):
             manager.run(slope(), Deadly(), workers=2, executor=executor)

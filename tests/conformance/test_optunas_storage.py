@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 from optuna.storages import BaseStorage
@@ -20,14 +19,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def one_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+def one_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One database of each kind for the whole suite: making its tables takes longer than a test."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path_factory.mktemp('storage')}/tuner.db"
-    server: Server = request.getfixturevalue("postgresql_server")
-    with psycopg.connect(user="tuner", host=server.folder, dbname="postgres", autocommit=True) as connection:
-        connection.execute("CREATE DATABASE conformance")
-    return server.url.format(database="conformance")
+        yield f"sqlite:///{tmp_path_factory.mktemp('storage')}/tuner.db"
+    else:
+        server: Server = request.getfixturevalue("postgresql_server")
+        with server.database("conformance") as url:
+            yield url
+    gc.collect()  # what the suite drops is not found in the midst of another file's test
 
 
 @pytest.fixture
@@ -49,7 +49,6 @@ def storage(one_url: str) -> Iterator[BaseStorage]:
         ):
             session.execute(sa.text(f"DELETE FROM {table}"))
     database.close()
-    gc.collect()
 
 
 class TestDatabase(StorageTestCase):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import optuna
 import pytest
+from command import processes
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, log_loss
@@ -537,7 +537,7 @@ def test_results_do_not_depend_on_workers_or_threads():
             assert list(workers.map(values, [digits] * 6, [params] * 6)) == [alone] * 6
     with threadpool_limits(2, user_api="blas"):
         assert values(digits, params) == alone
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as workers:
+    with processes(2) as workers:
         assert list(workers.map(values, [digits] * 4, [params] * 4)) == [alone] * 4
 
 

@@ -658,31 +658,28 @@ def test_a_study_from_no_number_of_trials_on(studied: Service, after: str) -> No
     assert answer.json()["detail"] == f"after is a number of trials; got {after!r}"
 
 
+def status_by_hand(service: Service, path: str, query: bytes = b"") -> int:
+    """The status that a viewer's GET is answered with, which says nothing that an HTTP client would add."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    token = service.token(Role.VIEWER).encode()
+    scope = {
+        **{"type": "http", "http_version": "1.1", "scheme": "http", "method": "GET"},
+        **{"path": path, "query_string": query},
+        "headers": [(b"host", b"localhost"), (b"authorization", b"Bearer " + token)],
+    }
+    service.runner.run(service.app(scope, receive, send))
+    return int(sent[0]["status"])
+
+
 def test_the_dashboards_files_are_found_without_a_word_about_encodings(studied: Service) -> None:
-    status = []
-
-    async def fetch() -> None:
-        async def receive() -> Any:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        async def send(message: Any) -> None:
-            status.append(message.get("status"))
-
-        headers = [
-            (b"host", b"localhost"),
-            (b"authorization", f"Bearer {studied.token(Role.VIEWER)}".encode()),
-        ]
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": "/favicon.ico",
-            "query_string": b"",
-            "headers": headers,
-        }
-        await studied.app({**scope, "http_version": "1.1", "scheme": "http"}, receive, send)
-
-    studied.runner.run(fetch())
-    assert status[0] == 200
+    assert status_by_hand(studied, "/favicon.ico") == 200
 
 
 def test_a_token_for_some_studies_sees_no_dashboard(studied: Service) -> None:
@@ -887,30 +884,7 @@ def test_artifacts_are_downloads_in_a_sandbox(sqlite_url: str, tmp_path: Any) ->
 
 
 def test_a_query_that_is_not_ascii(studied: Service) -> None:
-    async def fetch() -> int:
-        async def receive() -> Any:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        sent: list[Any] = []
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        headers = [
-            (b"host", b"localhost"),
-            (b"authorization", f"Bearer {studied.token(Role.VIEWER)}".encode()),
-        ]
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": "/api/studies",
-            "query_string": b"\xe9",
-            "headers": headers,
-        }
-        await studied.app(scope, receive, send)
-        return int(sent[0]["status"])
-
-    assert studied.runner.run(fetch()) == 400
+    assert status_by_hand(studied, "/api/studies", b"\xe9") == 400
 
 
 # ---------------------------------------------------------------------------------------------------------- our pages

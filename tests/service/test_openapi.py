@@ -14,6 +14,8 @@ from schemathesis.config import (
     CoveragePhaseConfig,
     FuzzingPhaseConfig,
     GenerationConfig,
+    OperationConfig,
+    OperationsConfig,
     PhasesConfig,
     PositiveDataAcceptanceConfig,
     ProjectConfig,
@@ -23,6 +25,7 @@ from schemathesis.config import (
 )
 from schemathesis.engine import from_schema
 from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinished
+from schemathesis.filters import FilterSet
 from schemathesis.schemas import BaseSchema
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -34,13 +37,27 @@ SECRET = "a-token-for-tests"
 FULL = os.environ.get("CHAOS") == "full"  # what is generated at random and in sequences too
 HEADERS = {"Authorization": f"Bearer {SECRET}"}
 
+GENERATION = GenerationConfig(deterministic=True, max_examples=3, database="none")
+VALID_ONLY = GenerationConfig(
+    modes=[schemathesis.GenerationMode.POSITIVE], deterministic=True, max_examples=3, database="none"
+)
+
+
+def whole_definitions() -> OperationConfig:
+    """Those besides `POST /v1/studies` whose document holds a study's, each with a thousand ways to be wrong."""
+    twins = FilterSet()
+    twins.include(method="POST", path=["/v1/comparisons", "/v1/studies:import"])
+    return OperationConfig(filter_set=twins, generation=GENERATION if FULL else VALID_ONLY)
+
+
 CONFIG = SchemathesisConfig(
     seed=0,
     projects=ProjectsConfig(
         default=ProjectConfig(
             headers=HEADERS,
             continue_on_failure=True,
-            generation=GenerationConfig(deterministic=True, max_examples=3, database="none"),
+            generation=GENERATION,
+            operations=OperationsConfig(operations=[whole_definitions()]),
             phases=PhasesConfig(
                 coverage=CoveragePhaseConfig(enabled=True),
                 fuzzing=FuzzingPhaseConfig(enabled=FULL),

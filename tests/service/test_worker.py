@@ -326,7 +326,7 @@ def cli(served: Served, tmp_path: Path, *more: str) -> Program:
     ("executor", "stop"),
     [
         ("threads", lambda worker: worker.terminate()),
-        ("processes", lambda worker: worker.terminate()),
+        pytest.param("processes", lambda worker: worker.terminate(), marks=pytest.mark.long),
         ("processes", lambda worker: os.killpg(worker.pid, signal.SIGTERM)),
         pytest.param(
             *("processes", lambda worker: os.killpg(worker.pid, signal.SIGHUP)), marks=pytest.mark.long

@@ -302,7 +302,7 @@ def require_metrics(definition: StudyDefinition, objective: Objective, epoch: Ep
     Raises:
         DefinitionError: it lacks one; the text says what it has.
     """
-    known = (OWN_VALUE, *epoch.metrics, *SPENT)
+    known = list(dict.fromkeys([OWN_VALUE, *epoch.metrics, *SPENT]))
     for wanted in definition.objectives:
         if wanted.name not in known:
             raise DefinitionError(
@@ -470,9 +470,11 @@ def _run_function(
 
 
 def _numbers(definition: StudyDefinition, returned: Any) -> Values:
-    """What a function returned, a number for each objective."""
+    """What a function returned, a number for each objective; of several, any may be NaN."""
     if not definition.objectives:
-        return _number(returned)
+        if math.isnan(value := _number(returned)):
+            raise NoNumberError("the value is not a number")
+        return value
     names = [objective.name for objective in definition.objectives]
     found = list(returned) if isinstance(returned, Iterable) and not isinstance(returned, str) else None
     if found is None or len(found) != len(names):
@@ -485,12 +487,9 @@ def _numbers(definition: StudyDefinition, returned: Any) -> Values:
 
 def _number(returned: Any) -> float:
     try:
-        value = float(returned)
+        return float(returned)
     except (TypeError, ValueError, OverflowError):
         raise NoNumberError(f"the function returned {reprlib.repr(returned)}, which is no number") from None
-    if math.isnan(value):
-        raise NoNumberError("the value is not a number")
-    return value
 
 
 def _tell(

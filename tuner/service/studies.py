@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, NotFoundError
+from tuner.explain import near_miss
 from tuner.ledger import ARCHIVED, Spent
 from tuner.manager import Described, StudyManager, definition_of, standing
 from tuner.service.desk import Desk, DeskOf
@@ -238,8 +239,15 @@ def _place(study: optuna.Study, objective: str | None) -> int:
         return names.index(objective)
     if len(study.directions) == 1 and objective is None:
         return 0
-    said = "none is named" if objective is None else f"got {objective!r}"
-    raise DefinitionError(f"objective: importances are those of one, of {', '.join(names)}; {said}")
+    if objective is None:
+        raise DefinitionError(
+            f"{study.study_name} has several objectives, and importances are those of one: "
+            f"say objective, one of {', '.join(names)}"
+        )
+    raise DefinitionError(
+        f"objective: {study.study_name} has none that is named {objective!r}{near_miss(objective, names)}; "
+        f"it has: {', '.join(names)}"
+    )
 
 
 def _of_one(trial: FrozenTrial, place: int) -> FrozenTrial:

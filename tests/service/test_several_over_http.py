@@ -13,13 +13,17 @@ import httpx
 import optuna
 import pytest
 from api_client import Api, serving
+from front_door import Service
+from optuna.trial import TrialState
+from optuna_dashboard import wsgi
 from served import Served, told
 
-from tuner import StudyManager
+from tuner import StudyDefinition, StudyManager
 from tuner.ask_tell import Answer
 from tuner.client import Client
 from tuner.client.worker import WorkerSettings, work
 from tuner.errors import ConflictError, DefinitionError
+from tuner.service.identity import Role
 from tuner.trial_run import Outcome
 
 STUDY = {
@@ -250,8 +254,6 @@ def test_a_worker_has_the_values_of_a_local_run(served: Served, client: Client, 
 
 def test_the_document_of_the_dashboard_names_the_objectives(served: Served, client: Client) -> None:
     """What the stock dashboard draws the Pareto front from."""
-    from optuna_dashboard import wsgi
-
     study = client.create(STUDY)
     for values in itertools.product([1.0, 2.0], [1.0, 2.0]):
         lease = study.ask()
@@ -266,3 +268,19 @@ def test_the_document_of_the_dashboard_names_the_objectives(served: Served, clie
     assert document["objective_names"] == ["error", "speed"]
     assert [trial["number"] for trial in document["best_trials"]] == [1]
     assert table.splitlines()[0].startswith("Number,State,error,speed")
+
+
+def test_the_first_page_says_how_large_the_front_is(sqlite_url: str) -> None:
+    service = Service(sqlite_url)
+    try:
+        service.manager.create(StudyDefinition.parse(STUDY))
+        page = service.browser(Role.VIEWER)
+        assert "front of" not in page("GET", "/").text
+        ask_tell = service.manager.ask_tell("s")
+        for values in itertools.product([1.0, 2.0], [2.0, 2.0]):
+            lease = ask_tell.ask()
+            assert lease is not None
+            ask_tell.tell(lease, TrialState.COMPLETE, values)
+        assert "front of 2" in page("GET", "/").text
+    finally:
+        service.close()

@@ -76,7 +76,7 @@ MISTAKES = [
     ({"direction": "maximize"}, "direction is that of one objective; of several each has its own: leave 'maximize'"),
     ({"pruner": {"name": "median"}}, "pruner 'median' stops trials by one value, and there are 2 objectives"),
     ({"sampler": {"name": "cma-es"}}, "sampler 'cma-es' cannot cope with several objectives (error, speed); these"),
-    ({"sampler": {"name": "coarse-to-fine"}}, "these can: grid, random, sobol, tpe, gp"),
+    ({"sampler": {"name": "cma-es"}}, "these can: grid, random, sobol, tpe, gp, coarse-to-fine"),
     ({"sampler": {"name": "population-based"}}, "sampler 'population-based' cannot cope with several objectives"),
     (
         {"objective": "digits", "objectives": [{"name": "dev_eror"}, {"name": "parameters"}], "space": {}},

@@ -128,7 +128,11 @@ class Hyperparameter:
 
 @runtime_checkable
 class Objective(Protocol):
-    """Something to tune. Register it under a name in the entry-point group `tuner.objectives`."""
+    """Something to tune. Register it under a name in the entry-point group `tuner.objectives`.
+
+    It may also have `metrics`, the names of those that each of its epochs has: then a study of several objectives is
+    checked against them before it begins, not only after its first epoch.
+    """
 
     @property
     def name(self) -> str:

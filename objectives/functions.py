@@ -105,6 +105,11 @@ class Landscape:
         return "minimize"
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """What every epoch has besides its value."""
+        return ("regret",)
+
+    @property
     def hyperparameters(self) -> tuple[Hyperparameter, ...]:
         """x0, x1, ... with their bounds, then `epochs` and `noise`."""
         coordinates = (

@@ -41,7 +41,7 @@ from objectives.network.optimizers import OPTIMIZERS
 from objectives.network.schedules import SCHEDULES, Schedule
 from objectives.network.trainer import ADJUSTABLE, EarlyStopping, NotFinite, Settings, Trainer
 
-__all__ = ["HYPERPARAMETERS", "Training", "TrainingObjective", "one_blas_thread"]
+__all__ = ["HYPERPARAMETERS", "METRICS", "Training", "TrainingObjective", "one_blas_thread"]
 
 PROBE_ROWS = 256
 """Rows of the dev split on which the layers' inputs are watched."""
@@ -116,6 +116,12 @@ HYPERPARAMETERS = (
 )
 """What every training objective accepts."""
 
+METRICS = (
+    *("train_loss", "dev_loss", "train_error", "dev_error", "parameters"),
+    *("learning_rate", "gradient_norm", "seconds", "bias", "variance", "plateau"),
+)
+"""What every epoch of every training objective has."""
+
 
 @dataclass(frozen=True)
 class TrainingObjective:
@@ -131,7 +137,8 @@ class TrainingObjective:
     metrics, for data with unequal classes.
 
     Metrics of each epoch: `train_loss`, `dev_loss` (cross-entropy without penalties, at test time),
-    `train_error`, `dev_error` (share of wrong predictions), `learning_rate`, `gradient_norm`, `seconds`.
+    `train_error`, `dev_error` (share of wrong predictions), `parameters` (how many numbers are learned),
+    `learning_rate`, `gradient_norm`, `seconds` (of this epoch).
 
     The diagnosis in numbers: `bias` (train error minus reference), `variance` (dev minus train error),
     `plateau` (1 if the gradient is near zero while the train loss is above its best), and `mean_shift_l`
@@ -159,6 +166,11 @@ class TrainingObjective:
         return tuple(
             dataclasses.replace(h, default=self.defaults.get(h.name, h.default)) for h in HYPERPARAMETERS
         )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What every epoch has besides its value."""
+        return (*METRICS, "dev_macro_f1") if self.macro_f1 else METRICS
 
     def evaluate(self, params: Mapping[str, Any], *, seed: Seed, resume: bytes | None = None) -> Epochs:
         """See `objectives.epoch.Objective`.
@@ -323,6 +335,7 @@ class Training:
         if stopped:
             metrics = self._losses()
         metrics |= {
+            "parameters": float(self.network.parameters.size),
             "learning_rate": float(report.learning_rate),
             "gradient_norm": report.gradient_norm,
             "seconds": report.seconds,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tuner.definition import Arm, Budget, Comparison, ComparisonDefinition
+from tuner.definition import Arm, Budget, Comparison, ComparisonDefinition, NamedObjective
 from tuner.pruners import PRUNERS
 from tuner.samplers import SAMPLERS
 from tuner.space import PARAMETER_TYPES
@@ -30,7 +30,9 @@ def blocks(language: str, text: str) -> list[str]:
 @pytest.mark.long
 def test_the_readmes_tour_runs(tmp_path: Path) -> None:
     tour = README.split("## A five-minute tour")[1].split("\n## ")[0]
-    (tmp_path / "first.toml").write_text(blocks("toml", tour)[0])
+    for file in blocks("toml", tour):
+        if named := re.match(r"# (\S+\.toml)\n", file):
+            (tmp_path / named[1]).write_text(file)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("OPTUNA_STORAGE", None)
     commands = [line for block in blocks("sh", tour) for line in block.splitlines()]
@@ -121,7 +123,8 @@ def kind(schema: dict[str, Any]) -> str:
 
 
 def fields() -> str:
-    lines = [*table("The document", ComparisonDefinition), *table("[budget]", Budget)]
+    lines = table("The document", ComparisonDefinition)
+    lines += [*table("[[objectives]]", NamedObjective), *table("[budget]", Budget)]
     for name, parameter in PARAMETER_TYPES.items():
         lines += table(f'[space.NAME], type = "{name}"', parameter)
     for table_name, settings in (("sampler", SAMPLERS), ("pruner", PRUNERS)):

@@ -40,8 +40,8 @@ def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> str:
     console = Console(file=file, force_terminal=terminal, width=100, emoji=False)
     members = [("tpe", definition("s.tpe")), ("grid", definition("s.grid"))]
     with RunDisplay(console, members, [], working) as display:
-        display.on_outcome(Outcome("s.tpe", 0, TrialState.COMPLETE, value=0.5))
-        display.on_outcome(Outcome("s.tpe", 1, TrialState.COMPLETE, value=0.25))
+        display.on_outcome(Outcome("s.tpe", 0, TrialState.COMPLETE, values=(0.5,)))
+        display.on_outcome(Outcome("s.tpe", 1, TrialState.COMPLETE, values=(0.25,)))
         display.on_outcome(Outcome("s.tpe", 2, None))  # given back: no end
         display.on_outcome(Outcome("s.grid", 0, TrialState.FAIL, failure="OSError: [disk]", is_error=True))
         logging.getLogger("tuner.runs").warning("a trial is left to %s", "another")
@@ -90,7 +90,7 @@ def test_a_resumed_run_shows_the_best_of_before() -> None:
     console = Console(file=file, force_terminal=False, width=100)
     before = [summary("s.0", 0.5), summary("s.1", 0.125), summary("another", 0.01)]
     with RunDisplay(console, members, before, lambda names: []) as display:
-        display.on_outcome(Outcome("s.0", 2, TrialState.COMPLETE, value=0.25))
+        display.on_outcome(Outcome("s.0", 2, TrialState.COMPLETE, values=(0.25,)))
     assert "best 0.125" in file.getvalue()
     assert "5/8" in file.getvalue()
 
@@ -147,7 +147,7 @@ def test_the_ranking_so_far_is_shown(monkeypatch: pytest.MonkeyPatch, terminal: 
         return []
 
     with RunDisplay(console, [("a", definition("s.a")), ("b", definition("s.b"))], [], working) as display:
-        display.on_outcome(Outcome("s.a", 0, TrialState.COMPLETE, value=0.5))
+        display.on_outcome(Outcome("s.a", 0, TrialState.COMPLETE, values=(0.5,)))
         display.on_ranks({"a": 1.75, "b": 1.25})
         assert terminal or asked.wait(20)
         time.sleep(0.1)

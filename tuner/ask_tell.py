@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import optuna
 import sqlalchemy as sa
@@ -36,10 +36,24 @@ from tuner.ledger import ENDED_BY_HAND, Command, Ending, HeldLease, Ledger, Owne
 from tuner.samplers import HeldWrites, PopulationSettings, Segment, StudyView, build_sampler, segment_of
 from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, in_turn, patiently
 
-__all__ = ["Answer", "AskTell", "Lease", "Reply", "has_budget", "known_params", "without_nan"]
+__all__ = [
+    "Answer",
+    "AskTell",
+    "Lease",
+    "Reply",
+    "Values",
+    "as_values",
+    "check_values",
+    "has_budget",
+    "known_params",
+    "without_nan",
+]
 
 ENQUEUED = "tuner:enqueued:"
 """Begins the system attribute that names the request by which a trial was enqueued."""
+
+Values: TypeAlias = float | Sequence[float]
+"""What a trial is told: a number, or with several objectives one for each, in their order."""
 
 UNBORN = -1
 """The id of a trial that is not in the database yet."""
@@ -324,7 +338,8 @@ class AskTell:
     def report_many(self, lease: Lease, values: Mapping[int, float], *, seconds: float = 0.0) -> Reply:
         """Record values by epoch in one transaction, renew the lease, and say whether to go on.
 
-        What was reported before is answered again and counted once. Epochs beyond the budget are not recorded.
+        What was reported before is answered again and counted once. Epochs beyond the budget are not recorded. With
+        several objectives it is a record of how the training goes, one number an epoch, and nobody prunes by it.
 
         Args:
             lease: of the trial.
@@ -359,7 +374,7 @@ class AskTell:
         self,
         lease: Lease,
         state: TrialState,
-        value: float | None,
+        values: Values | None,
         attrs: Mapping[str, Any] | None = None,
         *,
         seconds: float = 0.0,
@@ -373,26 +388,27 @@ class AskTell:
         Args:
             lease: of the trial.
             state: COMPLETE, PRUNED or FAIL.
-            value: of a completed trial, or the last of a pruned one.
+            values: of a completed trial, or the last of a pruned one. With several objectives one for each, in their
+                order, and none of a pruned trial.
             attrs: user attributes to keep with it.
             seconds: what has passed since the last report.
 
         Raises:
             LeaseLostError: another has the trial now, or it was ended by hand; nothing is written over.
             ConflictError: something else was told before.
+            DefinitionError: there are as many values as the study has not objectives.
             ValueError: a trial is to be completed without a value; `seconds` are negative, or no finite number.
         """
         _check_seconds(seconds)
-        if state is TrialState.COMPLETE and value is None:
-            raise ValueError(f"a completed trial needs a number as its value; trial {lease.number} has none")
-        state, value, attrs = without_nan(state, value, attrs or {})
-        values = None if value is None else [float(value)]
-        told = {"state": state.name, "values": None if values is None else [repr(v) for v in values]}
+        given = as_values(values)
+        check_values(self.definition, lease, state, given)
+        state, given, attrs = without_nan(self.definition, state, given, attrs or {})
+        told = {"state": state.name, "values": None if given is None else [repr(v) for v in given]}
         trial = self._frozen(lease)
         with self._judging:
-            self._ending.after_trial(_filter_study(self.study, trial), trial, state, values)
+            self._ending.after_trial(_filter_study(self.study, trial), trial, state, given)
         with self.ledger.database.settled():
-            self._end(lease, state, values, attrs, told=told, seconds=seconds)
+            self._end(lease, state, given, attrs, told=told, seconds=seconds)
         return state
 
     def _end(
@@ -419,6 +435,9 @@ class AskTell:
                 self.ledger.end(session, *key, Ending.TOLD, told=told, epochs=epochs, seconds=seconds)
                 if not self.ledger.database.finish_trial(session, lease.trial_id, state, values, attrs):
                     raise LeaseLostError(f"trial {lease.number}: {ENDED_BY_HAND}")
+                if state is TrialState.PRUNED and self.definition.objectives:
+                    # Optuna has no reports with several objectives, and its TPE does not expect them there
+                    self.ledger.database.forget_reports(session, lease.trial_id)
                 if lease.may_have_checkpoint:
                     self._drop_own_checkpoint(session, lease.trial_id)
         except LeaseLostError:
@@ -963,15 +982,55 @@ def known_params(trial: FrozenTrial) -> dict[str, Any]:
     return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
+def as_values(values: Values | None) -> list[float] | None:
+    """What is told as a list, a number for each objective."""
+    if values is None:
+        return None
+    return [float(value) for value in values] if isinstance(values, Sequence) else [float(values)]
+
+
+def check_values(
+    definition: StudyDefinition, lease: Lease, state: TrialState, values: Sequence[float] | None
+) -> None:
+    """Check what a trial is to end with.
+
+    Raises:
+        DefinitionError: there are more or fewer values than objectives, or a pruned trial of several has any.
+        ValueError: a completed trial has no value.
+    """
+    if values is None:
+        if state is TrialState.COMPLETE:
+            raise ValueError(f"a completed trial needs a number as its value; trial {lease.number} has none")
+        return
+    wanted = len(definition.directions)
+    if state is TrialState.PRUNED and wanted > 1:
+        raise DefinitionError(
+            f"a pruned trial of several objectives has no values, as in Optuna; got {_listed(values)}"
+        )
+    if len(values) != wanted:
+        named = f" ({', '.join(o.name for o in definition.objectives)})" if definition.objectives else ""
+        objectives = "1 objective" if wanted == 1 else f"{wanted} objectives"
+        raise DefinitionError(
+            f"a value for each objective, and {definition.name} has {objectives}{named}; got {_listed(values)}"
+        )
+
+
 def without_nan(
-    state: TrialState, value: float | None, attrs: Mapping[str, Any]
-) -> tuple[TrialState, float | None, dict[str, Any]]:
-    """What a trial is told as whose value may be NaN, which is none; see `AskTell.tell`."""
-    if value is None or not math.isnan(value):
-        return state, value, dict(attrs)
+    definition: StudyDefinition, state: TrialState, values: list[float] | None, attrs: Mapping[str, Any]
+) -> tuple[TrialState, list[float] | None, dict[str, Any]]:
+    """What a trial is told as of whose values one may be NaN, which is none; see `AskTell.tell`."""
+    missing = [place for place, value in enumerate(values or ()) if math.isnan(value)]
+    if not missing:
+        return state, values, dict(attrs)
     if state is not TrialState.COMPLETE:
         return state, None, dict(attrs)
-    return TrialState.FAIL, None, {"failure": "the value is not a number", **attrs}
+    names = [o.name for o in definition.objectives] or ["the value"]
+    verb = "is not a number" if len(missing) == 1 else "are not numbers"
+    return TrialState.FAIL, None, {"failure": f"{', '.join(names[i] for i in missing)} {verb}", **attrs}
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values) or "none"
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from objectives.epoch import Objective
 from tuner.errors import NotFoundError, TunerError
 from tuner.explain import near_miss
 
-__all__ = ["GROUP", "find_objective", "missing_attributes", "objective_names"]
+__all__ = ["GROUP", "find_objective", "known_metrics", "missing_attributes", "objective_names"]
 
 GROUP = "tuner.objectives"
 
@@ -58,6 +58,12 @@ def missing_attributes(candidate: object) -> str:
     """What an object lacks to be an objective, in words."""
     wanted = ("name", "description", "direction", "hyperparameters", "evaluate")
     return ", ".join(attribute for attribute in wanted if not hasattr(candidate, attribute))
+
+
+def known_metrics(objective: Objective) -> tuple[str, ...] | None:
+    """The metrics that each epoch of an objective has; None where it does not say."""
+    names = getattr(objective, "metrics", None)
+    return None if names is None else tuple(names)
 
 
 def _entries() -> dict[str, EntryPoint]:

@@ -42,6 +42,7 @@ from tuner.health import ALIVE_FILE, sign_of_life
 from tuner.ledger import StudyState
 from tuner.manager import StudyManager, StudySummary
 from tuner.panda import Session
+from tuner.pareto import on_front
 from tuner.progress import RunDisplay
 from tuner.report import (
     finite,
@@ -216,8 +217,8 @@ def run(
     definition = StudyDefinition.load(find_definition(study))
     manager = StudyManager(storage)
     with _progress(manager, [("trials", definition)]) as display:
-        finished = manager.run(definition, workers=workers, executor=executor, on_outcome=display.on_outcome)
-    _print_best(finished)
+        manager.run(definition, workers=workers, executor=executor, on_outcome=display.on_outcome)
+    _print_best(manager, definition.name)
     _print_where(storage)
 
 
@@ -402,7 +403,7 @@ def try_(study: AnyStudyArgument, point: PointArgument = None, storage: StorageO
     finally:
         if bars.live.is_started:
             bars.stop()
-    out.print(_standing(trial, before, definition.direction), markup=False)
+    out.print(_standing(trial, before, definition), markup=False)
     if trial.state is TrialState.FAIL:
         raise TunerError(f"trial {trial.number} failed: {trial.user_attrs.get('failure')}")
 
@@ -536,7 +537,7 @@ def _outcome_line(outcome: Outcome) -> str:
     name = f"{outcome.study} trial {outcome.number}"
     if outcome.state is None:
         return f"{name} was given back"
-    value = "" if outcome.value is None else f", value {_short(outcome.value)}"
+    value = "" if outcome.values is None else f", {_told(outcome.values)}"
     why = f" ({outcome.failure})" if outcome.failure else ""
     return f"{name}: {outcome.state.name.lower()}{value} after {_epochs(outcome.epochs)}{why}"
 
@@ -703,7 +704,8 @@ def trials(
         params = [_short(known_params(trial).get(parameter, "")) for parameter in names]
         note = _note(trial, kept.get(trial.number))
         epochs = str(len(trial.intermediate_values))
-        row = [str(trial.number), trial.state.name.lower(), _short(_value(trial)), *params, epochs, note]
+        values = ", ".join(map(_short, trial.values or ()))
+        row = [str(trial.number), trial.state.name.lower(), values, *params, epochs, note]
         table.add_row(*map(escape, row))
     out.print(table if shown else Text(f"{name} has no trials yet."))
 
@@ -740,12 +742,13 @@ def lineage(
 def best(
     name: NameArgument, storage: StorageOption = DEFAULT_URL, format_: FormatOption = Format.TABLE
 ) -> None:
-    """Show a study's best trial."""
-    study = _existing(storage).load(name)
+    """Show a study's best trial, or with several objectives its Pareto front."""
+    manager = _existing(storage)
     if format_ is Format.JSON:
-        _print_json(_trial_dict(_best_trial(study)))
+        front = [_trial_dict(trial) for trial in _best(manager, name)]
+        _print_json(front[0] if _is_single(manager, name) else front)
         return
-    _print_best(study)
+    _print_best(manager, name)
 
 
 @app.command(epilog="**Examples**\n\n`tuner objectives`\n\n`tuner objectives digits`")
@@ -1101,25 +1104,37 @@ def _completed(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def _standing(trial: FrozenTrial, others: Sequence[FrozenTrial], direction: str) -> str:
+def _standing(trial: FrozenTrial, others: Sequence[FrozenTrial], definition: StudyDefinition) -> str:
     """The trial's value, and how it stands against those that were complete before."""
-    if trial.state is not TrialState.COMPLETE or trial.value is None:
+    if trial.state is not TrialState.COMPLETE:
         epochs = len(trial.intermediate_values)
         why = trial.user_attrs.get("failure") or trial.user_attrs.get("stopped") or trial.state.name.lower()
         reached = [trial.intermediate_values[e] for e in sorted(trial.intermediate_values)[-1:]]
         at = "".join(f", at {_short(value)}" for value in reached)
         return f"trial {trial.number} ended early ({why}) after {_epochs(epochs)}{at}"
+    if definition.objectives:
+        return _standing_on_front(trial, others, definition)
+    assert trial.value is not None
     text = f"trial {trial.number}: value {_short(trial.value)}"
     values = [(other.value, other.number) for other in others if other.value is not None]
     if not values:
         return f"{text}, the first of its study"
-    sign = 1 if direction == "minimize" else -1
+    sign = 1 if definition.direction == "minimize" else -1
     best, number = min(values, key=lambda pair: sign * pair[0])
     better = sum(sign * value < sign * trial.value for value, _ in values)
     if trial.value == best:
         return f"{text}, as good as the best so far, trial {number}"
     place = "the best so far; before it" if better == 0 else f"place {better + 1} of {len(values) + 1};"
     return f"{text}, {place} the best was {_short(best)} in trial {number}"
+
+
+def _standing_on_front(trial: FrozenTrial, others: Sequence[FrozenTrial], definition: StudyDefinition) -> str:
+    """The trial's values, and whether any that was complete before is better in all."""
+    named = zip(definition.objectives, trial.values, strict=True)
+    text = f"trial {trial.number}: {', '.join(f'{o.name} {_short(value)}' for o, value in named)}"
+    is_best = on_front([other.values for other in [*others, trial]], definition.directions)
+    place = "on the Pareto front" if is_best[-1] else "not on the Pareto front"
+    return f"{text}; {place}, of {sum(is_best)} trials now"
 
 
 def _ending(session: Session, trial: FrozenTrial) -> str:
@@ -1182,21 +1197,50 @@ def _note(trial: FrozenTrial, kept: int | None) -> str:
     return "; ".join(notes)
 
 
-def _best_trial(study: optuna.Study) -> FrozenTrial:
-    try:
-        return study.best_trial
-    except (ValueError, RuntimeError):
-        raise TunerError(f"{study.study_name} has no completed trial to call the best") from None
+def _best(manager: StudyManager, name: str) -> list[FrozenTrial]:
+    if not (found := manager.best(name)):
+        raise TunerError(f"{name} has no completed trial to call the best")
+    return found
 
 
-def _print_best(study: optuna.Study) -> None:
-    trial = _best_trial(study)
-    out.print(
-        f"[bold]{escape(study.study_name)}[/bold]: best value {_short(trial.value)} in trial {trial.number}"
-    )
+def _is_single(manager: StudyManager, name: str) -> bool:
+    """Whether the study has one objective."""
+    return len(manager.load(name).directions) == 1
+
+
+def _print_best(manager: StudyManager, name: str) -> None:
+    found = _best(manager, name)
+    if not _is_single(manager, name):
+        _print_front(manager.load(name), found)
+        return
+    (trial,) = found
+    out.print(f"[bold]{escape(name)}[/bold]: best value {_short(trial.value)} in trial {trial.number}")
     table = Table(box=None, show_header=False)
-    for name, value in trial.params.items():
-        table.add_row(escape(name), escape(_short(value)))
+    for parameter, value in trial.params.items():
+        table.add_row(escape(parameter), escape(_short(value)))
+    out.print(table)
+
+
+def _print_front(study: optuna.Study, front: Sequence[FrozenTrial]) -> None:
+    """The Pareto front of several objectives, from the best in the first to the worst in it."""
+    directions = [direction.name.lower() for direction in study.directions]
+    names = study.metric_names or [f"value {place}" for place in range(len(directions))]
+    complete = sum(trial.state is TrialState.COMPLETE for trial in study.get_trials(deepcopy=False))
+    trials = "1 trial" if len(front) == 1 else f"{len(front)} trials"
+    out.print(
+        f"[bold]{escape(study.study_name)}[/bold]: {trials} of {complete} on the Pareto front; no other is as good in "
+        "all objectives and better in one",
+        soft_wrap=True,
+    )
+    params = list(dict.fromkeys(parameter for trial in front for parameter in trial.params))
+    table = Table(box=None)
+    wanted = (f"{name} ({direction})" for name, direction in zip(names, directions, strict=True))
+    for heading in ("trial", *wanted, *params):
+        table.add_column(escape(heading), overflow="fold")
+    sign = 1 if directions[0] == "minimize" else -1
+    for trial in sorted(front, key=lambda trial: sign * trial.values[0]):
+        row = [*trial.values, *(trial.params.get(parameter, "") for parameter in params)]
+        table.add_row(str(trial.number), *(escape(_short(value)) for value in row))
     out.print(table)
 
 
@@ -1210,7 +1254,7 @@ def _study_row(summary: StudySummary) -> list[str]:
         f"{summary.finished}{of}",
         str(summary.trials.get("PRUNED", 0)),
         str(summary.trials.get("FAIL", 0)),
-        _short(summary.best_value),
+        f"front of {len(summary.front)}" if summary.front else _short(summary.best_value),
     ]
 
 
@@ -1266,6 +1310,12 @@ def _plain(value: Any) -> dict[str, Any]:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(finite(value), default=str, indent=2, allow_nan=False))  # noqa: T201 - plain, for other programs
+
+
+def _told(values: Sequence[float]) -> str:
+    """What a trial ended with, in words."""
+    word = "value" if len(values) == 1 else "values"
+    return f"{word} {', '.join(map(_short, values))}"
 
 
 def _short(value: Any) -> str:

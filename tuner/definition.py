@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from objectives.epoch import Hyperparameter, Objective
-from tuner.catalogue import find_objective
+from tuner.catalogue import find_objective, known_metrics
 from tuner.errors import DefinitionError, NotFoundError
 from tuner.explain import explain_all, near_miss
 from tuner.pruners import PRUNERS, AnyPruner, NoneSettings
@@ -23,14 +23,19 @@ from tuner.samplers import SAMPLERS, AnySampler, PopulationSettings, SamplerCont
 from tuner.space import PARAMETER_TYPES, CategoricalParameter, Choice, Parameter, Space, parameter_type
 
 __all__ = [
+    "MOST_OBJECTIVES",
+    "OWN_VALUE",
+    "SPENT",
     "Arm",
     "Budget",
     "Comparison",
     "ComparisonDefinition",
     "Member",
+    "NamedObjective",
     "StudyDefinition",
     "find_definition",
     "load_definition",
+    "require_one_objective",
     "studies_folders",
 ]
 
@@ -39,6 +44,17 @@ Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 MOST_SEEDS = 10_000
+
+MOST_OBJECTIVES = 8
+"""Of more, nearly every trial is on the front."""
+
+OWN_VALUE = "value"
+"""The name of an objective that is what the training calls its value, not one of its metrics."""
+
+SPENT = ("epochs", "training_seconds")
+"""Names of objectives that are what the trial has spent."""
+
+Direction: TypeAlias = Literal["minimize", "maximize"]
 
 
 class _Document(BaseModel):
@@ -59,6 +75,16 @@ class Budget(_Document):
     )
 
 
+class NamedObjective(_Document):
+    """One of several objectives: what is tuned, and what is good about it."""
+
+    name: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,128}$")] = Field(
+        description="A metric of the training's epochs, of which the last counts; `value`, what it would tune alone; "
+        "`epochs` or `training_seconds`, what it took. A plain function returns them in this order."
+    )
+    direction: Direction = Field(default="minimize", description="What is good about it.")
+
+
 class StudyDefinition(_Document):
     """One study: what is tuned, over which space, by which sampler and pruner, within which budget."""
 
@@ -67,8 +93,11 @@ class StudyDefinition(_Document):
         default=None,
         description="A registered objective (`tuner objectives` lists them); none for one given in Python.",
     )
-    direction: Literal["minimize", "maximize"] = Field(
-        default="minimize", description="What is good about the value."
+    direction: Direction = Field(default="minimize", description="What is good about the value.")
+    objectives: Annotated[list[NamedObjective], Field(max_length=MOST_OBJECTIVES)] = Field(
+        default=[],
+        description="Instead of one direction: two or more that are tuned at once, for their Pareto front, as "
+        '`[{ name = "dev_error", direction = "minimize" }, { name = "parameters", direction = "minimize" }]`.',
     )
     seed: Seed = Field(default=0, description="All randomness derives from it and the trial's number.")
     budget: Budget = Field(default=Budget(), description="What the study may spend.")
@@ -94,8 +123,40 @@ class StudyDefinition(_Document):
                 f"sampler {self.sampler.name!r} cannot tune by priority (stages); "
                 f"these can: {', '.join(able('by_priority'))}"
             )
+        if self.objectives:
+            self._check_objectives()
         self.sampler.capacity(self.context)
         return self
+
+    def _check_objectives(self) -> None:
+        """What several objectives need, and what cannot be with them."""
+        names = [objective.name for objective in self.objectives]
+        if len(names) < 2:
+            raise DefinitionError(
+                f"objectives are two or more; got {names[0]!r} alone, and one is said by direction, without a name"
+            )
+        for name in names:
+            if names.count(name) > 1:
+                raise DefinitionError(f"objectives need different names; {name!r} is there twice")
+        if self.direction != "minimize":
+            raise DefinitionError(
+                f"direction is that of one objective; of several each has its own: leave {self.direction!r} out"
+            )
+        if not isinstance(self.pruner, NoneSettings):
+            raise DefinitionError(
+                f"pruner {self.pruner.name!r} stops trials by one value, and there are {len(names)} objectives "
+                f"({', '.join(names)}): leave the pruner out"
+            )
+        if not self.sampler.several_objectives:
+            raise DefinitionError(
+                f"sampler {self.sampler.name!r} cannot cope with several objectives ({', '.join(names)}); "
+                f"these can: {', '.join(able('several_objectives'))}"
+            )
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """What is good about each value that a trial is told with."""
+        return tuple(objective.direction for objective in self.objectives) or (self.direction,)
 
     @property
     def context(self) -> SamplerContext:
@@ -183,10 +244,7 @@ class StudyDefinition(_Document):
         Raises:
             DefinitionError: it does not accept a name, a value or the direction.
         """
-        if objective.direction != self.direction:
-            raise DefinitionError(
-                f"direction: objective {objective.name!r} is to {objective.direction}; got {self.direction!r}"
-            )
+        _check_directions(objective, self)
         _check_accepted(objective, self.fixed, self.space)
         if isinstance(self.sampler, PopulationSettings):
             can = [h.name for h in objective.hyperparameters if h.adjustable]
@@ -274,6 +332,11 @@ class ComparisonDefinition(StudyDefinition):
             raise DefinitionError(
                 f"the name of a comparison has at most 64 characters; {self.name!r} has {len(self.name)}"
             )
+        if self.objectives:
+            raise DefinitionError(
+                f"a comparison judges its arms by one value; objectives names {len(self.objectives)} "
+                f"({', '.join(o.name for o in self.objectives)}): leave it out, or leave the comparison out"
+            )
         names = [arm.name for arm in self.comparison.arms]
         for name in names:
             if names.count(name) > 1:
@@ -325,6 +388,18 @@ class ComparisonDefinition(StudyDefinition):
             raise DefinitionError(f"arm {arm.name!r}: {first}") from None
 
 
+def require_one_objective(definition: StudyDefinition, what: str) -> None:
+    """Check that a study has one objective.
+
+    Raises:
+        DefinitionError: it has several.
+    """
+    if names := [objective.name for objective in definition.objectives]:
+        raise DefinitionError(
+            f"{definition.name}: {what} needs one objective; the study has {len(names)} ({', '.join(names)})"
+        )
+
+
 def load_definition(path: str | Path) -> StudyDefinition | ComparisonDefinition:
     """The study or comparison in a TOML (or .json) file; see `StudyDefinition.load`."""
     path = Path(path)
@@ -367,6 +442,25 @@ def find_definition(study: str) -> Path:
         f"no definition is named {study!r}{near_miss(study, known)}; "
         f"give the path of a TOML file or one of: {', '.join(known) or '(studies/ is empty)'}"
     )
+
+
+def _check_directions(objective: Objective, definition: StudyDefinition) -> None:
+    """Check what is tuned against what the objective's epochs have."""
+    own = definition.direction if not definition.objectives else None
+    known = known_metrics(objective)
+    for wanted in definition.objectives:
+        if wanted.name == OWN_VALUE:
+            own = wanted.direction
+        elif wanted.name not in SPENT and known is not None and wanted.name not in known:
+            names = [OWN_VALUE, *known, *SPENT]
+            raise DefinitionError(
+                f"objectives: objective {objective.name!r} has no metric {wanted.name!r}"
+                f"{near_miss(wanted.name, names)}; it has: {', '.join(names)}"
+            )
+    if own is not None and own != objective.direction:
+        raise DefinitionError(
+            f"direction: objective {objective.name!r} is to {objective.direction}; got {own!r}"
+        )
 
 
 def _check_accepted(objective: Objective, fixed: Mapping[str, Choice | list[Choice]], space: Space) -> None:
@@ -414,6 +508,8 @@ def _table_model(
             return whole
         case ["budget"]:
             return Budget
+        case ["objectives", int()]:
+            return NamedObjective
         case ["sampler"]:
             return SAMPLERS.get(str(table.get("name")))
         case ["pruner"]:

@@ -32,6 +32,7 @@ from tuner.executors import Where, find_executor
 from tuner.explain import near_miss
 from tuner.ledger import ARCHIVED, COMPARISON, Ledger, Spent, StudyState
 from tuner.panda import Session
+from tuner.pareto import front_of
 from tuner.population import Stretch, lineage, require_whole_trainings
 from tuner.retraining import Incumbent, can_test, measure_incumbents
 from tuner.runs import Runs, Working
@@ -57,7 +58,8 @@ class StudySummary:
     """One line of a list of studies.
 
     `state` is whether it hands out trials, and `status` how it stands, as in `Standing`; `trials` counts by state;
-    `best_value` is None before the first completed one.
+    `best_value` is None before the first completed one, and with several objectives: then `front` has the values of the
+    trials on the Pareto front.
     """
 
     name: str
@@ -71,6 +73,7 @@ class StudySummary:
     archived: bool
     state: StudyState = StudyState.OPEN
     status: str = "open"
+    front: Sequence[Sequence[float]] = ()
 
     @property
     def finished(self) -> int:
@@ -162,8 +165,13 @@ class StudyManager:
             "pruner": definition.pruner.name,
             "seed": definition.seed,
         }
-        direction = optuna.study.StudyDirection[definition.direction.upper()]
-        study_id = self._database.create_study(session, definition.name, direction, {**attrs, **described})
+        study_id = self._database.create_study(
+            session,
+            definition.name,
+            [StudyDirection[direction.upper()] for direction in definition.directions],
+            {**attrs, **described},
+            [objective.name for objective in definition.objectives],
+        )
         self._ledger.open_study(session, study_id)
         return study_id
 
@@ -208,6 +216,24 @@ class StudyManager:
             local = f" in {safe_url(self.url)}{hint}"
             raise NotFoundError(f"no study is named {name!r}", local=local) from None
 
+    @patiently
+    def best(self, name: str) -> list[FrozenTrial]:
+        """The best trial of a study, or with several objectives its Pareto front, in the order of their numbers.
+
+        Returns:
+            Trials; none before the first is complete.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        study = self.load(name)
+        if len(study.directions) > 1:
+            return front_of(study.get_trials(deepcopy=False), study.directions)
+        try:
+            return [study.best_trial]
+        except ValueError:  # Optuna's word for none
+            return []
+
     def definition(self, name: str) -> StudyDefinition:
         """The definition of a study.
 
@@ -250,7 +276,7 @@ class StudyManager:
         Args:
             definition: what to run.
             objective: what to train, if not the definition's registered one: an objective of epochs, or a plain Optuna
-                objective `f(trial) -> float`.
+                objective `f(trial) -> float`, or a sequence of floats for several objectives.
             workers: how many trials run at once.
             executor: `processes`, `threads`, `dask://HOST:PORT`, or any `concurrent.futures.Executor`, which stays open
                 (`tuner.executors` says what it must do); by default processes, or threads for an objective given here.
@@ -544,12 +570,17 @@ class StudyManager:
 
         Raises:
             NotFoundError: there is no such study or trial, or no trial is complete.
+            DefinitionError: the study has several objectives, and no number is given.
         """
         study = self.load(name)
         if number is None:
-            if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            if len(study.directions) > 1:
+                raise DefinitionError(
+                    f"{name} has several objectives, and no best trial: give a trial's number"
+                )
+            if not (best := self.best(name)):
                 raise NotFoundError(f"{name} has no completed trial yet")
-            number = study.best_trial.number
+            number = best[0].number
         return lineage(study.get_trials(deepcopy=False), number)
 
     def stop(self, name: str, number: int, *, by: str | None = None) -> None:
@@ -924,8 +955,9 @@ def standing(
 def _summary(study: Any, how: Standing, storage: BaseStorage) -> StudySummary:
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
     counts = {state.name: sum(t.state == state for t in trials) for state in TrialState}
-    directions = [direction.name.lower() for direction in study.directions]
-    values = [t.values[0] for t in trials if t.state == TrialState.COMPLETE and len(directions) == 1]
+    directions, is_single = [d.name.lower() for d in study.directions], len(study.directions) == 1
+    values = [t.values[0] for t in trials if t.state == TrialState.COMPLETE and is_single]
+    front = [] if is_single else front_of(trials, study.directions)
     definition = definition_of(study)
     return StudySummary(
         name=study.study_name,
@@ -939,4 +971,5 @@ def _summary(study: Any, how: Standing, storage: BaseStorage) -> StudySummary:
         archived=how.state is StudyState.ARCHIVED,
         state=how.state,
         status=how.status,
+        front=tuple(tuple(trial.values) for trial in front),
     )

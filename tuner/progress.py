@@ -21,6 +21,7 @@ from rich.text import Text
 from tuner.definition import StudyDefinition
 from tuner.errors import TunerError
 from tuner.manager import StudySummary
+from tuner.pareto import on_front
 from tuner.runs import Working
 from tuner.trial_run import Outcome
 
@@ -58,7 +59,7 @@ class RunDisplay:
     ) -> None:
         self._working = working
         self._group_of = {definition.name: group for group, definition in members}
-        self._directions = {group: definition.direction for group, definition in members}
+        self._directions = {group: definition.directions for group, definition in members}
         self._bars = _Bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -67,11 +68,12 @@ class RunDisplay:
             TimeRemainingColumn(),
             console=console,
         )
-        self._bests: dict[str, float] = {}
+        self._bests: dict[str, list[Sequence[float]]] = {}
         self._ranks: dict[str, float] = {}
         for summary in summaries:
-            if summary.name in self._group_of and summary.best_value is not None:
-                self._note_best(self._group_of[summary.name], summary.best_value)
+            if summary.name in self._group_of:
+                known = summary.front if summary.best_value is None else [(summary.best_value,)]
+                self._note_best(self._group_of[summary.name], *known)
         self._tasks = {group: self._add_bar(group, members, summaries) for group in self._directions}
         self._counts: Counter[str] = Counter()
         self._ended: deque[float] = deque(maxlen=RATE_TRIALS)
@@ -106,8 +108,8 @@ class RunDisplay:
         self._ended.append(time.monotonic())
         self._counts[outcome.state.name] += 1
         group = self._group_of[outcome.study]
-        if outcome.state is TrialState.COMPLETE and outcome.value is not None:
-            self._note_best(group, outcome.value)
+        if outcome.state is TrialState.COMPLETE and outcome.values is not None:
+            self._note_best(group, outcome.values)
         self._bars.update(self._tasks[group], advance=1, best=self._best(group))
         if outcome.is_error:
             self._bars.say(f"{outcome.study} trial {outcome.number} failed: {outcome.failure}")
@@ -118,12 +120,19 @@ class RunDisplay:
         for group, task in self._tasks.items():
             self._bars.update(task, best=self._best(group))
 
-    def _note_best(self, group: str, value: float) -> None:
-        choose = min if self._directions[group] == "minimize" else max
-        self._bests[group] = choose(self._bests.get(group, value), value)
+    def _note_best(self, group: str, *values: Sequence[float]) -> None:
+        """Keep what none is better than: the best value, or with several objectives the Pareto front."""
+        known = [*self._bests.get(group, ()), *values]
+        is_best = on_front(known, self._directions[group])
+        best = [row for row, is_one in zip(known, is_best, strict=True) if is_one]
+        self._bests[group] = best if len(self._directions[group]) > 1 else best[:1]
 
     def _best(self, group: str) -> str:
-        parts = [f"best {self._bests[group]:.4g}"] if group in self._bests else []
+        best, parts = self._bests.get(group), []
+        if best and len(self._directions[group]) > 1:
+            parts.append(f"front of {len(best)}")
+        elif best:
+            parts.append(f"best {best[0][0]:.4g}")
         parts += [f"mean rank {self._ranks[group]:.2f}"] if group in self._ranks else []
         return ", ".join(parts)
 

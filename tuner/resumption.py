@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from objectives.epoch import Epoch
@@ -34,22 +34,29 @@ MAGIC = b"tuner-resumption-1 "
 class Resumption:
     """Where an attempt goes on: after the last epoch of `values`, with the training's state `data`.
 
-    `seconds` are what the training took until then.
+    `seconds` are what the training took until then, `metrics` those of that epoch.
     """
 
     values: Mapping[int, float]
     seconds: float
     data: bytes
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
         """The last that was trained."""
         return max(self.values)
 
+    @property
+    def last(self) -> Epoch:
+        """The last that was trained, as it was yielded."""
+        return Epoch(self.epoch, self.values[self.epoch], self.metrics)
+
     def pack(self) -> bytes:
         """As it is kept: a line of JSON, then the training's state."""
         values = [[epoch, repr(value)] for epoch, value in sorted(self.values.items())]
-        head = json.dumps({"values": values, "seconds": self.seconds}).encode()
+        metrics = {name: repr(float(value)) for name, value in self.metrics.items()}
+        head = json.dumps({"values": values, "seconds": self.seconds, "metrics": metrics}).encode()
         return MAGIC + head + b"\n" + self.data
 
     @classmethod
@@ -61,8 +68,9 @@ class Resumption:
         try:
             known: dict[str, Any] = json.loads(head)
             values = {int(epoch): float(value) for epoch, value in known["values"]}
-            return cls(values, float(known["seconds"]), data) if values else None
-        except (ValueError, KeyError, TypeError):
+            metrics = {name: float(value) for name, value in known.get("metrics", {}).items()}
+            return cls(values, float(known["seconds"]), data, metrics) if values else None
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
 
@@ -110,7 +118,8 @@ class Keeper:
         """Leave a checkpoint now."""
         if self._every is None or epoch.checkpoint is None or epoch.number not in self._lease.values:
             return
-        packed = Resumption(dict(self._lease.values), self._seconds, epoch.checkpoint()).pack()
+        values, data = dict(self._lease.values), epoch.checkpoint()
+        packed = Resumption(values, self._seconds, data, epoch.metrics).pack()
         if len(packed) > LARGEST:
             _log.warning(
                 "%s: no checkpoints are kept, as one of %d bytes is too large (at most %d)",

@@ -32,6 +32,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study import StudyDirection
+from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -75,6 +76,7 @@ PATIENCE = 60.0
 _STUDIES = cast("sa.Table", models.StudyModel.__table__)
 _DIRECTIONS = cast("sa.Table", models.StudyDirectionModel.__table__)
 _STUDY_ATTRS = cast("sa.Table", models.StudyUserAttributeModel.__table__)
+_STUDY_SYSTEM_ATTRS = cast("sa.Table", models.StudySystemAttributeModel.__table__)
 _TRIALS = cast("sa.Table", models.TrialModel.__table__)
 _PARAMS = cast("sa.Table", models.TrialParamModel.__table__)
 _VALUES = cast("sa.Table", models.TrialValueModel.__table__)
@@ -433,9 +435,14 @@ class Database(RDBStorage):
         return self._log.file is not None
 
     def create_study(
-        self, session: Session, name: str, direction: StudyDirection, user_attrs: Mapping[str, Any]
+        self,
+        session: Session,
+        name: str,
+        directions: Sequence[StudyDirection],
+        user_attrs: Mapping[str, Any],
+        metric_names: Sequence[str] = (),
     ) -> int:
-        """Create a study with its attributes; its id.
+        """Create a study with its attributes, and the names of its objectives if they have any; its id.
 
         Raises:
             DuplicatedStudyError: there is one of this name.
@@ -445,12 +452,19 @@ class Database(RDBStorage):
             study_id = cast("int", session.execute(insert).scalar_one())
         except sa.exc.IntegrityError:
             raise optuna.exceptions.DuplicatedStudyError(name) from None
-        session.execute(sa.insert(_DIRECTIONS).values(study_id=study_id, objective=0, direction=direction))
-        rows = [
-            {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
-            for key, value in user_attrs.items()
+        objectives = [
+            {"study_id": study_id, "objective": place, "direction": direction}
+            for place, direction in enumerate(directions)
         ]
-        session.execute(sa.insert(_STUDY_ATTRS), rows)
+        session.execute(sa.insert(_DIRECTIONS), objectives)
+        system_attrs = {_SYSTEM_ATTR_METRIC_NAMES: list(metric_names)} if metric_names else {}
+        for table, attrs in ((_STUDY_ATTRS, user_attrs), (_STUDY_SYSTEM_ATTRS, system_attrs)):
+            rows = [
+                {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+                for key, value in attrs.items()
+            ]
+            if rows:
+                session.execute(sa.insert(table), rows)
         return study_id
 
     def study_attr_keys(self, session: Session, prefix: str) -> list[str]:

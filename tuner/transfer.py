@@ -22,7 +22,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from tuner.definition import StudyDefinition
+from tuner.definition import MOST_OBJECTIVES, StudyDefinition
 from tuner.errors import DefinitionError
 from tuner.ledger import Spent
 from tuner.samplers import ENDED_WITH
@@ -67,6 +67,9 @@ class TrialDocument(_Document):
 
     state: Literal["running", "waiting", "complete", "pruned", "fail"]
     value: Finite | Infinite | None = None
+    values: Annotated[list[Finite | Infinite], Field(max_length=MOST_OBJECTIVES)] | None = Field(
+        default=None, description="Instead of `value`, with several objectives: one for each."
+    )
     params: dict[Text, Choice] = {}
     distributions: dict[Text, dict[str, JsonValue]] = Field(default={}, description="Optuna's, by parameter.")
     fixed_params: dict[Text, Choice] = Field(
@@ -100,7 +103,7 @@ def dump(definition: StudyDefinition, trials: Sequence[FrozenTrial], spent: Spen
         "format": FORMAT,
         "definition": definition.dump(full=True),
         "spent": {"epochs": spent.epochs, "seconds": spent.seconds},
-        "trials": [_dump_trial(trial) for trial in trials],
+        "trials": [_dump_trial(trial, is_single=not definition.objectives) for trial in trials],
     }
 
 
@@ -174,11 +177,12 @@ _KINDS: dict[str, tuple[str, Any]] = {
 }
 
 
-def _dump_trial(trial: FrozenTrial) -> dict[str, Any]:
+def _dump_trial(trial: FrozenTrial, *, is_single: bool) -> dict[str, Any]:
+    values = None if trial.values is None else [_written(value) for value in trial.values]
     fixed = trial.system_attrs.get("fixed_params", {}) if trial.state is TrialState.WAITING else {}
     return {
         "state": trial.state.name.lower(),
-        "value": None if trial.values is None else _written(trial.values[0]),
+        **({"value": values[0] if values else None} if is_single else {"values": values}),
         "params": trial.params,
         "distributions": {n: json.loads(distribution_to_json(d)) for n, d in trial.distributions.items()},
         "fixed_params": fixed,
@@ -205,11 +209,10 @@ def _read_trial(
     if state is TrialState.RUNNING:
         state = TrialState.WAITING
     has_ended = state.is_finished()
-    if state is TrialState.COMPLETE and document.value is None:
-        raise DefinitionError("a completed trial needs a value")
-    if document.value is not None and state not in (TrialState.COMPLETE, TrialState.PRUNED):
-        raise DefinitionError(f"a trial that is {document.state} has no value; got {document.value}")
+    told = _read_values(definition, document, state)
     values = {report.step: float(report.value) for report in document.reports}
+    if values and definition.objectives and state is TrialState.PRUNED:
+        raise DefinitionError("reports: a pruned trial of several objectives has none")
     if len(values) < len(document.reports):
         raise DefinitionError("reports: a step may be there once")
     if len(definition.space):
@@ -222,7 +225,7 @@ def _read_trial(
         number=number,
         state=state,
         value=None,
-        values=None if document.value is None else [float(document.value)],
+        values=told,
         datetime_start=_time(document.started) if has_ended else None,
         datetime_complete=_time(document.ended) if has_ended else None,
         params=dict(document.params),
@@ -231,6 +234,30 @@ def _read_trial(
         system_attrs={"fixed_params": dict(document.fixed_params)} if document.fixed_params else {},
         intermediate_values=values if has_ended else {},
     )
+
+
+def _read_values(
+    definition: StudyDefinition, document: TrialDocument, state: TrialState
+) -> list[float] | None:
+    """What a trial ended with, one for each objective."""
+    written = document.values if document.value is None else [document.value]
+    if written is None:
+        if state is TrialState.COMPLETE:
+            raise DefinitionError("a completed trial needs a value")
+        return None
+    if document.value is not None and document.values is not None:
+        raise DefinitionError("a trial has value or values, not both")
+    if state not in (TrialState.COMPLETE, TrialState.PRUNED):
+        raise DefinitionError(f"a trial that is {document.state} has no value; got {_listed(written)}")
+    if definition.objectives and state is TrialState.PRUNED:
+        raise DefinitionError(f"a pruned trial of several objectives has no values; got {_listed(written)}")
+    if len(written) != (wanted := len(definition.directions)):
+        raise DefinitionError(f"a trial has a value for each objective, {wanted}; got {_listed(written)}")
+    return [float(value) for value in written]
+
+
+def _listed(written: Sequence[float | str]) -> str:
+    return ", ".join(map(str, written)) or "none"
 
 
 def _distributions(

@@ -10,7 +10,7 @@ import contextlib
 import math
 import reprlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
@@ -20,7 +20,8 @@ from optuna.trial import TrialState
 
 from objectives.epoch import Epoch, Objective
 from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError
-from tuner.ask_tell import Answer, AskTell, Lease, Reply
+from tuner.ask_tell import Answer, AskTell, Lease, Reply, Values, as_values, without_nan
+from tuner.definition import OWN_VALUE, SPENT, StudyDefinition
 from tuner.errors import (
     AccessDeniedError,
     DefinitionError,
@@ -47,18 +48,21 @@ NOT_ITS_FAULT = (
 )
 """What a function may raise without having failed: it could not report, or its study is another."""
 
-Function: TypeAlias = Callable[[optuna.Trial], float]
-"""A plain Optuna objective: suggests, trains, reports if it likes, returns the value."""
+Function: TypeAlias = Callable[[optuna.Trial], Values]
+"""A plain Optuna objective: suggests, trains, reports if it likes, returns the value, or one for each objective."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a trial ended. `state` is None for one that was given back unfinished, or lost to another worker."""
+    """How a trial ended. `state` is None for one that was given back unfinished, or lost to another worker.
+
+    `values` has one for each objective; it is None where the trial has none.
+    """
 
     study: str
     number: int
     state: TrialState | None
-    value: float | None = None
+    values: tuple[float, ...] | None = None
     epochs: int = 0
     failure: str | None = None
     is_error: bool = False
@@ -66,9 +70,14 @@ class Outcome:
     error: BaseException | None = field(default=None, compare=False, repr=False)
     """What the training raised; None where that was in another process."""
 
+    @property
+    def value(self) -> float | None:
+        """That of a single objective."""
+        return self.values[0] if self.values is not None and len(self.values) == 1 else None
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Without the exception, which may not survive the way to another process."""
-        told = (self.study, self.number, self.state, self.value, self.epochs, self.failure, self.is_error)
+        told = (self.study, self.number, self.state, self.values, self.epochs, self.failure, self.is_error)
         return Outcome, told
 
 
@@ -189,6 +198,8 @@ class _EpochRun:
     on_epoch: Callable[[Epoch], None]
     last: Epoch | None = None
     started: float = field(default_factory=time.perf_counter)
+    earlier: float = 0.0
+    """Seconds that an earlier attempt took as far as this one goes on from."""
 
     def to_the_end(self, resumption: Resumption | None) -> Outcome:
         """Train until the trial ends; what an earlier attempt has reported by its checkpoint is reported again."""
@@ -207,6 +218,7 @@ class _EpochRun:
             if epoch is None:
                 return self._complete()
             self.task.require_checkpoint(self.training.objective, epoch)
+            require_metrics(self.ask_tell.definition, self.training.objective, epoch)
             now = time.perf_counter()
             seconds, clock = now - clock, now
             self.keeper.spent(seconds)
@@ -218,7 +230,7 @@ class _EpochRun:
 
     def _resume(self, resumption: Resumption) -> Outcome | None:
         self.keeper.spent(resumption.seconds)
-        self.last = Epoch(resumption.epoch, resumption.values[resumption.epoch])
+        self.last, self.earlier = resumption.last, resumption.seconds
         reply = self.ask_tell.report_many(self.lease, resumption.values, seconds=resumption.seconds)
         return self._heed(self.last, reply)
 
@@ -256,8 +268,7 @@ class _EpochRun:
         attrs = self._attrs(**self.training.drop_unsent(self.training.epoch), **handed_on)
         # a segment of a training that had no further epoch has no value
         state = TrialState.PRUNED if self.last is None else TrialState.COMPLETE
-        value = None if self.last is None else self.lease.last_value
-        return _tell(self.ask_tell, self.lease, state, value, attrs)
+        return _tell(self.ask_tell, self.lease, state, self._values(state, attrs), attrs)
 
     def _end_early(self, reply: Reply) -> Outcome:
         """End the trial before its last epoch, as a person, the pruner or the budget wants it."""
@@ -268,10 +279,36 @@ class _EpochRun:
             told = self._attrs(stopped=f"by {reply.by}", **self.task.stopped(stopped))
         elif reply.answer is Answer.PRUNE:
             told = self._attrs(stopped="pruner")
-        return _tell(self.ask_tell, self.lease, state, self.lease.last_value, told)
+        return _tell(self.ask_tell, self.lease, state, self._values(state, told), told)
+
+    def _values(self, state: TrialState, attrs: Mapping[str, Any]) -> Values | None:
+        """What the trial is worth after its last epoch; a pruned one of several objectives is worth nothing."""
+        objectives = self.ask_tell.definition.objectives
+        if self.last is None or not objectives:
+            return None if self.last is None else self.lease.last_value
+        if state is not TrialState.COMPLETE:
+            return None
+        spent = {name: float(attrs[name]) for name in SPENT}
+        known = {**self.last.metrics, OWN_VALUE: self.last.value, **spent}
+        return [known[objective.name] for objective in objectives]
 
     def _attrs(self, **more: Any) -> dict[str, Any]:
-        return _attrs(self.lease, self.last, self.started, **more)
+        return _attrs(self.lease, self.last, self.started - self.earlier, **more)
+
+
+def require_metrics(definition: StudyDefinition, objective: Objective, epoch: Epoch) -> None:
+    """Check that an epoch has all of several objectives.
+
+    Raises:
+        DefinitionError: it lacks one; the text says what it has.
+    """
+    known = list(dict.fromkeys([OWN_VALUE, *epoch.metrics, *SPENT]))
+    for wanted in definition.objectives:
+        if wanted.name not in known:
+            raise DefinitionError(
+                f"{definition.name}: objectives: epoch {epoch.number} of {objective.name!r} has no metric "
+                f"{wanted.name!r}{near_miss(wanted.name, known)}; it has: {', '.join(known)}"
+            )
 
 
 def _earlier_attrs(ask_tell: WorkerSide, lease: Lease) -> dict[str, Any]:
@@ -314,6 +351,7 @@ class _Reporting:
         raise NotImplementedError
 
     def report(self, value: float, step: int) -> None:
+        self._require_one_objective("report")
         if step in self._lease.values:
             return  # as Optuna: the first report of a step counts
         now = time.perf_counter()
@@ -324,6 +362,7 @@ class _Reporting:
         self._leave_if_stopping()
 
     def should_prune(self) -> bool:
+        self._require_one_objective("should_prune")
         self._leave_if_stopping()
         return self.reply.answer in (Answer.PRUNE, Answer.STOP)
 
@@ -336,6 +375,13 @@ class _Reporting:
     def _leave_if_stopping(self) -> None:
         if self._stopping():
             raise _Interrupted
+
+    def _require_one_objective(self, method: str) -> None:
+        if objectives := self._worker_side.definition.objectives:
+            names = ", ".join(objective.name for objective in objectives)
+            raise NotImplementedError(
+                f"trial.{method} is for one objective, as in Optuna; the study has {len(objectives)} ({names})"
+            )
 
 
 class _LeasedTrial(_Reporting, optuna.Trial):
@@ -405,14 +451,14 @@ def _run_function(
     try:
         with interruptible():
             returned = function(cast("optuna.Trial", trial))
-        value: float | None = _number(returned)
+        values: Values | None = _numbers(ask_tell.definition, returned)
         state = TrialState.COMPLETE
     except _Interrupted:
         ask_tell.release(lease)
         return _outcome(ask_tell, lease, None)
     except optuna.TrialPruned:
-        stopped, value = trial.stopped(), lease.last_value
-        is_wanted = bool(trial.reply.by) and value is not None and not math.isnan(value)
+        stopped, values = trial.stopped(), lease.last_value
+        is_wanted = bool(trial.reply.by) and values is not None and not math.isnan(values)
         state = TrialState.COMPLETE if is_wanted else TrialState.PRUNED
     except NOT_ITS_FAULT:
         raise
@@ -420,35 +466,51 @@ def _run_function(
         attrs = _attrs(lease, None, started)
         return _fail(ask_tell, lease, TrainingError(error), attrs, time.perf_counter() - trial.clock)
     since = time.perf_counter() - trial.clock
-    return _tell(ask_tell, lease, state, value, _attrs(lease, None, started, **stopped), seconds=since)
+    return _tell(ask_tell, lease, state, values, _attrs(lease, None, started, **stopped), seconds=since)
+
+
+def _numbers(definition: StudyDefinition, returned: Any) -> Values:
+    """What a function returned, a number for each objective; of several, any may be NaN."""
+    if not definition.objectives:
+        if math.isnan(value := _number(returned)):
+            raise NoNumberError("the value is not a number")
+        return value
+    names = [objective.name for objective in definition.objectives]
+    found = list(returned) if isinstance(returned, Iterable) and not isinstance(returned, str) else None
+    if found is None or len(found) != len(names):
+        raise NoNumberError(
+            f"the function returned {reprlib.repr(returned)}; the study has {len(names)} objectives "
+            f"({', '.join(names)}), each with a number"
+        )
+    return [_number(value) for value in found]
 
 
 def _number(returned: Any) -> float:
     try:
-        value = float(returned)
+        return float(returned)
     except (TypeError, ValueError, OverflowError):
         raise NoNumberError(f"the function returned {reprlib.repr(returned)}, which is no number") from None
-    if math.isnan(value):
-        raise NoNumberError("the value is not a number")
-    return value
 
 
 def _tell(
     ask_tell: WorkerSide,
     lease: Lease,
     state: TrialState,
-    value: float | None,
+    values: Values | None,
     attrs: dict[str, Any],
     *,
     seconds: float = 0.0,
 ) -> Outcome:
+    given = as_values(values)
     try:
-        ask_tell.tell(lease, state, value, attrs, seconds=seconds)
+        ended, given, attrs = without_nan(ask_tell.definition, state, given, attrs)
+        ask_tell.tell(lease, ended, given, attrs, seconds=seconds)
     except (
         DefinitionError
     ) as error:  # a service takes no such attributes: given back, it would come again and again
         return _fail(ask_tell, lease, TrainingError(error), {}, seconds)
-    return _outcome(ask_tell, lease, state, value=value)
+    reason = {"failure": attrs["failure"]} if ended is TrialState.FAIL else {}
+    return _outcome(ask_tell, lease, ended, values=None if given is None else tuple(given), **reason)
 
 
 def _fail(

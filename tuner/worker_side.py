@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.ask_tell import Lease, Reply
+from tuner.ask_tell import Lease, Reply, Values
 from tuner.definition import StudyDefinition
 from tuner.samplers import Segment
 
@@ -41,12 +41,12 @@ class WorkerSide(Protocol):
         self,
         lease: Lease,
         state: TrialState,
-        value: float | None,
+        values: Values | None,
         attrs: Mapping[str, Any] | None = None,
         *,
         seconds: float = 0.0,
     ) -> TrialState:
-        """End the trial with its value and attributes."""
+        """End the trial with its value, or values, and attributes."""
 
     def release(self, lease: Lease) -> None:
         """Give the trial back unfinished."""

@@ -92,6 +92,7 @@ def test_epochs_count_from_one_and_have_finite_values(objective):
         assert isinstance(epoch, Epoch)
         assert math.isfinite(epoch.value)
         assert all(isinstance(value, (int, float)) for value in epoch.metrics.values())
+        assert set(getattr(objective, "metrics", ())) <= epoch.metrics.keys()  # what it names is always there
 
 
 def test_the_same_seed_gives_the_same_numbers(objective):

@@ -60,32 +60,32 @@ class TestPopulation(BasicSamplerTestCase, SingleOnlySamplerTestCase):
         return lambda: PopulationSampler(seed=0, population=3)
 
 
-class TestCoarseToFine(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
+class TestCoarseToFine(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self):
         return lambda: CoarseToFineSampler(seed=0)
 
 
-class TestCoarseToFineAtRandom(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+class TestCoarseToFineAtRandom(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self):
         return lambda: CoarseToFineSampler(inside="random", seed=0)
 
 
-class TestCoarseToFineSobol(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+class TestCoarseToFineSobol(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self):
         return lambda: CoarseToFineSampler(inside="sobol", seed=0)
 
 
-class TestCoarseToFineInStages(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+class TestCoarseToFineInStages(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self):
         return lambda: CoarseToFineSampler(stages=(4, 3), seed=0)
 
 
 class TestCoarseToFineInStagesOverTPE(
-    BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
+    BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase
 ):
     @pytest.fixture
     def sampler(self):
@@ -93,7 +93,7 @@ class TestCoarseToFineInStagesOverTPE(
         return lambda: CoarseToFineSampler(inside=inside, stages=(4, 3), seed=0)
 
 
-class TestCoarseToFineOverTPE(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
+class TestCoarseToFineOverTPE(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self):
         return lambda: CoarseToFineSampler(inside=TPESampler(n_startup_trials=0, multivariate=True), seed=0)
@@ -146,7 +146,7 @@ class TestNSGAIIViewed(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
         return lambda: viewed(NSGAIISampler(population_size=4))
 
 
-class TestCoarseToFineViewed(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+class TestCoarseToFineViewed(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self):
         return lambda: viewed(CoarseToFineSampler(seed=0, stages=(4, 3)))
@@ -332,7 +332,7 @@ def test_a_grid_covers_its_points_exactly_and_ends_the_study():
 
 def test_capabilities_are_declared():
     assert able("conditions") == ["random", "sobol", "tpe", "gp", "coarse-to-fine", "population-based"]
-    assert able("several_objectives") == ["grid", "random", "sobol", "tpe", "gp"]
+    assert able("several_objectives") == ["grid", "random", "sobol", "tpe", "gp", "coarse-to-fine"]
     assert able("by_priority") == [n for n in SAMPLERS if n not in ("grid", "population-based")]
     assert able("parallel") == list(SAMPLERS)
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from optuna.trial import TrialState
 
 from objectives.epoch import Objective
-from tuner.ask_tell import Lease, Reply
+from tuner.ask_tell import Lease, Reply, Values
 from tuner.client.documents import RemoteTrial, StudyStatus, read
 from tuner.client.http import PATIENCE, TIMEOUT, Transport
 from tuner.client.remote import RemoteAskTell, study_path
@@ -220,7 +220,7 @@ class RemoteStudy:
     def tell(
         self,
         lease: Lease,
-        value: float | None = None,
+        values: Values | None = None,
         state: str = "complete",
         attrs: Mapping[str, Any] | None = None,
     ) -> str:
@@ -228,22 +228,23 @@ class RemoteStudy:
 
         Args:
             lease: of the trial.
-            value: of a completed trial; of a pruned one its last.
+            values: the value of a completed trial; of a pruned one its last. With several objectives one for each, in
+                their order, and none of a pruned trial.
             state: complete, pruned or fail.
             attrs: user attributes to keep with it.
 
         Raises:
             LeaseLostError: another has the trial now.
             ConflictError: something else was told before.
-            DefinitionError: there is no such state, or no value.
+            DefinitionError: there is no such state, no value, or not one for each objective.
         """
         if state not in ("complete", "pruned", "fail"):
             raise DefinitionError(f"a trial ends as complete, pruned or fail; got {state!r}")
-        if state == "complete" and value is None:
+        if state == "complete" and values is None:
             raise DefinitionError(
                 f"a completed trial needs a number as its value; trial {lease.number} has none"
             )
-        ended = self.ask_tell.tell(lease, TrialState[state.upper()], value, attrs)
+        ended = self.ask_tell.tell(lease, TrialState[state.upper()], values, attrs)
         return ended.name.lower()
 
     def release(self, lease: Lease) -> None:
@@ -295,22 +296,38 @@ class RemoteStudy:
         return trial
 
     def best(self) -> RemoteTrial:
-        """The best completed trial; of several objectives, one of the front.
+        """The best completed trial.
 
         Raises:
+            DefinitionError: the study has several objectives; `best_trials` has their front.
             TunerError: none is complete.
         """
-        best = self._transport.get(f"{study_path(self.name)}/best")["trials"]
+        if len(self.status().objectives) > 1:
+            raise DefinitionError(
+                f"{self.name} has several objectives, and no best trial: best_trials() has the Pareto front"
+            )
+        best = self.best_trials()
         if not best:
             raise TunerError(f"{self.name} has no completed trial to call the best")
-        trial: RemoteTrial = read(RemoteTrial, best[0])
-        return trial
+        return best[0]
 
-    def importances(self) -> dict[str, float]:
-        """How much of the differences between the values each parameter explains, as shares."""
-        importances: dict[str, float] = self._transport.get(f"{study_path(self.name)}/importances")[
-            "importances"
-        ]
+    def best_trials(self) -> list[RemoteTrial]:
+        """The best completed trial, or with several objectives the Pareto front; none before the first is complete."""
+        front = self._transport.get(f"{study_path(self.name)}/best")["trials"]
+        return [read(RemoteTrial, trial) for trial in front]
+
+    def importances(self, objective: str | None = None) -> dict[str, float]:
+        """How much of the differences between the values each parameter explains, as shares.
+
+        Args:
+            objective: for which of several, by its name.
+
+        Raises:
+            DefinitionError: there is none of this name, or none of several is named.
+        """
+        query = {} if objective is None else {"objective": objective}
+        answer = self._transport.get(f"{study_path(self.name)}/importances", **query)
+        importances: dict[str, float] = answer["importances"]
         return importances
 
     def export(self) -> dict[str, Any]:
@@ -352,8 +369,9 @@ class RemoteStudy:
         given back at its next report, and a function that never reports finishes its trial.
 
         Args:
-            objective: a plain Optuna objective `f(trial) -> float`, or an objective of epochs. The function may suggest
-                what is in the study's space, in the same ranges.
+            objective: a plain Optuna objective `f(trial) -> float` (or a sequence of floats, one for each of several
+                objectives), or an objective of epochs. The function may suggest what is in the study's space, in the
+                same ranges.
             n_trials: run at most so many trials; None: as many as there are.
             timeout: begin no trial after so many seconds.
             n_jobs: run so many trials at once, in threads; -1: as many as there are cores.
@@ -516,7 +534,8 @@ class _Work:
             )
         else:
             ended = outcome.state.name.lower()
-            _log.info("%s: %s with value %s, parameters %s", name, ended, outcome.value, dict(lease.params))
+            value = outcome.values if outcome.value is None else outcome.value
+            _log.info("%s: %s with value %s, parameters %s", name, ended, value, dict(lease.params))
         if error is not None and outcome.is_error and not isinstance(error, self.catch):
             raise error
         if self.callbacks:

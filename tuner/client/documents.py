@@ -19,6 +19,7 @@ __all__ = [
     "AskedTrials",
     "BestTrial",
     "HandedTrial",
+    "ObjectiveStatus",
     "RemoteTrial",
     "ReplyDocument",
     "ReportedValue",
@@ -48,13 +49,21 @@ class BestTrial(_Answer):
     params: dict[str, Any]
 
 
+class ObjectiveStatus(_Answer):
+    """One of several objectives."""
+
+    name: str | None
+    direction: str
+
+
 class StudyStatus(_Answer):
     """A study and how far it is.
 
     `state` is open, paused, stopped or archived, and `status` how it stands: open, paused, stopped, finished or
     archived; it `is_finished` when no trial will be handed out any more, whatever its state. `counts` are its trials by
     state: running, waiting, complete, pruned, fail. `spent`, `budget` and `left` are by trials, epochs and seconds;
-    what is not limited is None. `definition` is the document that it was made from.
+    what is not limited is None. `definition` is the document that it was made from. With several `objectives` there is
+    no `best`, and `front` is the number of trials on the Pareto front.
     """
 
     name: str
@@ -67,6 +76,8 @@ class StudyStatus(_Answer):
     pruner: str | None = None
     counts: dict[str, int] = {}
     best: BestTrial | None = None
+    objectives: list[ObjectiveStatus] = []
+    front: int | None = None
     spent: dict[str, float | None] = {}
     budget: dict[str, float | None] | None = None
     left: dict[str, float | None] | None = None
@@ -75,6 +86,8 @@ class StudyStatus(_Answer):
 
 class RemoteTrial(_Answer):
     """A trial of a study. `state` is running, waiting, complete, pruned or fail; times are in UTC.
+
+    `values` has one for each objective, `value` that of a single one.
 
     `checkpoint_epoch` is the epoch after which its training was kept for whoever gets it next, None where none was.
     """

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.ask_tell import Answer, Lease, Reply, without_nan
+from tuner.ask_tell import Answer, Lease, Reply, Values, as_values, check_values, without_nan
 from tuner.client.documents import (
     AskedTrials,
     HandedTrial,
@@ -129,17 +129,24 @@ class RemoteAskTell:
         self,
         lease: Lease,
         state: TrialState,
-        value: float | None,
+        values: Values | None,
         attrs: Mapping[str, Any] | None = None,
         *,
         seconds: float = 0.0,
     ) -> TrialState:
-        """End the trial with its value and attributes; the state that it ended in. See `AskTell.tell`."""
-        if state is TrialState.COMPLETE and value is None:
-            raise ValueError(f"a completed trial needs a number as its value; trial {lease.number} has none")
-        state, value, attrs = without_nan(state, value, attrs or {})
-        body: dict[str, Any] = {"state": state.name.lower(), "seconds": float(seconds)}
-        body |= {"value": None if value is None else wire_number(value), "attrs": _short(attrs)}
+        """End the trial with its value or values, and attributes; the state that it ended in. See `AskTell.tell`."""
+        given = as_values(values)
+        check_values(self.definition, lease, state, given)
+        state, given, attrs = without_nan(self.definition, state, given, attrs or {})
+        body: dict[str, Any] = {
+            "state": state.name.lower(),
+            "seconds": float(seconds),
+            "attrs": _short(attrs),
+        }
+        if given is not None and self.definition.objectives:
+            body["values"] = [wire_number(value) for value in given]
+        elif given is not None:
+            body["value"] = wire_number(given[0])
         answer = self._post_trial(lease, "tell", body)
         self._segments.pop((lease.number, lease.fence), None)
         return TrialState[str(answer["state"]).upper()]

@@ -30,7 +30,7 @@ from objectives.network.diagnosis import course, diagnose
 from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError, Adjustments, login
 from tuner.ask_tell import Answer, AskTell, Lease, Reply
 from tuner.assignment import show_value
-from tuner.definition import StudyDefinition
+from tuner.definition import StudyDefinition, require_one_objective
 from tuner.errors import DefinitionError, LeaseLostError, TunerError
 from tuner.heartbeat import heartbeat
 from tuner.population import require_whole_trainings
@@ -108,11 +108,13 @@ class Session:
 
         Raises:
             TunerError: the study's budget is used up, or the session was used before.
-            DefinitionError: the parameters are not in the space, or the study's trials are no whole trainings.
+            DefinitionError: the parameters are not in the space, the study's trials are no whole trainings, or it has
+                several objectives.
         """
         if self._lease is not None:
             raise TunerError(f"this session has had its trial, {self.number}: begin another one")
         require_whole_trainings(self.ask_tell.definition, "a panda session")
+        require_one_objective(self.ask_tell.definition, "a panda session")
         lease = self.ask_tell.ask(params=self.chosen)
         if lease is None:
             raise TunerError(

@@ -283,6 +283,7 @@ Lengths: TypeAlias = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_leng
 class CoarseToFineSettings(_Settings):
     """The whole range first, then inside a box around the best point that narrows with success."""
 
+    several_objectives: ClassVar[bool] = True
     name: Literal["coarse-to-fine"] = "coarse-to-fine"
     inside: Inside = Field(
         default="local-gp", description="Who chooses inside the box: a Gaussian process, chance, or TPE."

@@ -20,7 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.errors import DefinitionError
 from tuner.samplers.box import narrowed
-from tuner.samplers.local_gp import EXPLANATION, ModelZoom, ZoomOptions
+from tuner.samplers.local_gp import EXPLANATION, ModelZoom, ZoomOptions, entropy
+from tuner.samplers.scalarization import ScalarView, draw_weights
 from tuner.samplers.view import BoxLens, Lens, LensSampler, reseed
 from tuner.scales import to_unit
 
@@ -37,6 +38,8 @@ class CoarseToFineSampler(BaseSampler):
     and halves when they fail; it is centred where a Gaussian process believes the best finished point to be and
     narrowed first along the axes that matter most; two fifths of the trials go on looking everywhere. The box is a
     function of the finished trials: every worker and every restart sees the same one.
+
+    With several objectives each trial sees them as one, with weights of its own (`tuner.samplers.scalarization`).
 
     Args:
         inside: who chooses inside the box: the same Gaussian process (`local-gp`, the default), chance (`random`,
@@ -70,11 +73,33 @@ class CoarseToFineSampler(BaseSampler):
         seed: int | None = None,
         options: ZoomOptions | None = None,
     ) -> None:
-        if stages is None:
-            self.zoom: BaseSampler = _model_zoom(inside or "local-gp", seed, options)
-        else:
-            sampler = _named(inside or "random", seed)
-            self.zoom = StageZoom(inside=sampler, stages=stages, best=best, padding=padding, seed=seed)
+        self._inside, self._stages, self._best, self._padding = inside, stages, best, padding
+        self._options, self._is_seeded = options, seed is not None
+        self._seed = entropy() if seed is None else seed
+        self._of_trial: tuple[tuple[int, int], BaseSampler, ScalarView] | None = None
+        self.zoom = self._zoom(inside, seed)
+
+    def _zoom(self, inside: Inside | BaseSampler | None, seed: int | None) -> BaseSampler:
+        if self._stages is None:
+            return _model_zoom(inside or "local-gp", seed, self._options)
+        sampler = _named(inside or "random", seed)
+        return StageZoom(
+            inside=sampler, stages=self._stages, best=self._best, padding=self._padding, seed=seed
+        )
+
+    def _seen(self, study: optuna.Study, trial: FrozenTrial) -> tuple[BaseSampler, optuna.Study]:
+        """The zoom that chooses for a trial, and the study as it sees it.
+
+        With several objectives all that a zoom has learnt is for other weights: so each trial has a new one.
+        """
+        if len(study.directions) == 1:
+            return self.zoom, study
+        which, known = (study._study_id, trial.number), self._of_trial
+        if known is None or known[0] != which:
+            weights = draw_weights(self._seed, trial.number, len(study.directions))
+            zoom = self._zoom(copy.deepcopy(self._inside), self._seed)
+            known = self._of_trial = (which, zoom, ScalarView(study, weights))
+        return known[1:]
 
     def __str__(self) -> str:
         return f"CoarseToFineSampler({self.zoom})"
@@ -82,28 +107,35 @@ class CoarseToFineSampler(BaseSampler):
     def reseed_rng(self) -> None:
         """Draw otherwise from now on."""
         self.zoom.reseed_rng()
+        if not self._is_seeded:
+            self._seed = entropy()
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """What is chosen together."""
-        return self.zoom.infer_relative_search_space(study, trial)
+        zoom, seen = self._seen(study, trial)
+        return zoom.infer_relative_search_space(seen, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The next point."""
-        return self.zoom.sample_relative(study, trial, search_space)
+        zoom, seen = self._seen(study, trial)
+        return zoom.sample_relative(seen, trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """A parameter on its own."""
-        return self.zoom.sample_independent(study, trial, param_name, param_distribution)
+        zoom, seen = self._seen(study, trial)
+        return zoom.sample_independent(seen, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Prepare for the trial."""
-        self.zoom.before_trial(study, trial)
+        self._of_trial = None  # a choice for the same number may be made again, with more trials ended
+        zoom, seen = self._seen(study, trial)
+        zoom.before_trial(seen, trial)
 
     def after_trial(
         self,
@@ -112,8 +144,9 @@ class CoarseToFineSampler(BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Take note of how the trial ended."""
-        self.zoom.after_trial(study, trial, state, values)
+        """Take note of how the trial ended; of several objectives the study alone does."""
+        if len(study.directions) == 1:
+            self.zoom.after_trial(study, trial, state, values)
 
 
 def _model_zoom(

@@ -34,7 +34,7 @@ from tuner.samplers.gaussian_process import (
 from tuner.samplers.history import ActivityRules, History
 from tuner.samplers.view import outside
 
-__all__ = ["BOXES", "EXPLANATION", "ModelZoom", "ZoomOptions"]
+__all__ = ["BOXES", "EXPLANATION", "ModelZoom", "ZoomOptions", "entropy"]
 
 EXPLANATION = "coarse-to-fine"
 """System attribute of a trial: where it was looked for."""
@@ -95,7 +95,7 @@ class ModelZoom(BaseSampler):
         self.inside = inside
         self.options = options or ZoomOptions()
         self._is_seeded = seed is not None
-        self._seed = _entropy() if seed is None else seed
+        self._seed = entropy() if seed is None else seed
         self._random = RandomSampler(self._seed)
         self._history = History()
         self._length = BoxLength(self.options.rules)
@@ -108,7 +108,7 @@ class ModelZoom(BaseSampler):
         """Draw otherwise from now on, where no seed was given."""
         self._random.reseed_rng()
         if not self._is_seeded:
-            self._seed, self._sobol = _entropy(), {}
+            self._seed, self._sobol = entropy(), {}
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -408,7 +408,8 @@ def _one_thread() -> Any:
     return _BLAS[0].limit(limits=1, user_api="blas")
 
 
-def _entropy() -> int:
+def entropy() -> int:
+    """A seed where none was given."""
     return int(np.random.SeedSequence().generate_state(1)[0])
 
 

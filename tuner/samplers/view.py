@@ -184,6 +184,9 @@ class StudyView(optuna.Study):
             them again.
     """
 
+    keeps_notes = True
+    """Whether what a sampler notes on the study as a whole gets there."""
+
     def __init__(
         self,
         study: optuna.Study,
@@ -308,6 +311,10 @@ class _ViewStorage:
         if self._held is not None and trial_id == self._held.trial_id:
             return dict(self._held.system_attrs)
         return self._storage.get_trial_system_attrs(trial_id)
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        if self._view.keeps_notes:
+            self._storage.set_study_user_attr(study_id, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         if self._held is not None and trial_id == self._held.trial_id:

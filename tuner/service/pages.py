@@ -205,6 +205,7 @@ def _study(view: StudyView, ids: Mapping[str, int]) -> list[str]:
     counts = view.counts
     ended = counts.complete + counts.pruned + counts.fail
     best = "–" if view.best is None else f"{float(view.best.value):.5g}".replace("-", "−")
+    best = f"front of {view.front:,}" if view.front else best
     return [
         _link(view.name, ids),
         tag("span", view.status, class_="" if view.status in ("open", "finished") else "notable"),

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from tuner.definition import MOST_OBJECTIVES
 from tuner.space import Choice
 from tuner.transfer import check_attributes
 
@@ -96,6 +97,9 @@ def _in_words(rule: str) -> WrapValidator:
 
 _TOLD = 'must be a finite number, "inf" or "-inf" (a trial whose value is NaN has failed)'
 _REPORTED = 'must be a finite number, "inf", "-inf" or "nan"'
+
+
+ToldValue = Annotated[Finite | Infinite, _in_words(_TOLD)]
 
 
 def _check_attrs(attrs: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -174,16 +178,29 @@ class Tell(Fenced):
     value: Annotated[Finite | Infinite | None, _in_words(_TOLD)] = Field(
         default=None, description="Of a completed trial, or the last of a pruned one."
     )
+    values: Annotated[list[ToldValue], Field(max_length=MOST_OBJECTIVES)] | None = Field(
+        default=None,
+        description="Instead of `value`: one for each objective, in their order. A pruned trial of several has none.",
+    )
     attrs: Attrs = Field(default={}, description="User attributes to keep with it.")
     seconds: Seconds = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.state == "complete" and self.value is None:
+        told = self.told
+        if self.value is not None and self.values is not None:
+            raise ValueError("a trial is told with value or values, not both")
+        if self.state == "complete" and told is None:
             raise ValueError("a completed trial needs a value; one that has none has failed")
-        if self.state == "fail" and self.value is not None:
-            raise ValueError(f"a failed trial has no value; got {self.value}")
+        if self.state == "fail" and told is not None:
+            raise ValueError(f"a failed trial has no value; got {', '.join(map(str, told))}")
         return self
+
+    @property
+    def told(self) -> list[float] | None:
+        """The numbers, one for each objective."""
+        written = self.values if self.value is None else [self.value]
+        return None if written is None else [number_of(value) for value in written]
 
 
 class Annotate(Fenced):
@@ -223,6 +240,13 @@ class Reported(BaseModel):
     value: Written
 
 
+class ObjectiveView(BaseModel):
+    """One of several objectives."""
+
+    name: str | None = Field(description="Null where nobody has named it.")
+    direction: Literal["minimize", "maximize"]
+
+
 class Handed(BaseModel):
     """A trial in the hands of its worker."""
 
@@ -241,6 +265,7 @@ class Handed(BaseModel):
     seed: TrialSeed
     objective: str | None
     direction: str
+    objectives: list[ObjectiveView] = Field(description="Where there are several: a value is told for each.")
     fixed: dict[str, JsonValue] = Field(description="Further hyperparameters, to be passed on as they are.")
     segment: dict[str, JsonValue] | None = Field(
         default=None,
@@ -310,7 +335,7 @@ class Trials(BaseModel):
 
 
 class Best(BaseModel):
-    """The best trial, or with several objectives those that none is better than in all."""
+    """The best trial, or with several objectives the Pareto front: for each, no other is as good in all and better."""
 
     trials: list[TrialView]
 
@@ -371,7 +396,11 @@ class StudyView(BaseModel):
     sampler: str | None
     pruner: str | None
     counts: Counts
-    best: BestValue | None
+    best: BestValue | None = Field(description="Null with several objectives.")
+    objectives: list[ObjectiveView] = Field(description="Empty where there is one.")
+    front: int | None = Field(
+        description="Of several objectives: how many trials are on the Pareto front, which `best` lists."
+    )
     spent: SpentView
     budget: Amounts
     left: Amounts

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Sequence
 from typing import Annotated
 
 import optuna
@@ -13,6 +15,7 @@ from pydantic import ValidationError
 
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, NotFoundError
+from tuner.explain import near_miss
 from tuner.ledger import ARCHIVED, Spent
 from tuner.manager import Described, StudyManager, definition_of, standing
 from tuner.service.desk import Desk, DeskOf
@@ -127,7 +130,7 @@ def best(study: StudyName, desk: DeskOf) -> Best:
     """The best trial, or with several objectives the Pareto front; none before the first completed one."""
     found = desk.manager.load(study)
     if len(found.directions) > 1:
-        return Best(trials=[view(trial) for trial in found.best_trials])
+        return Best(trials=[view(trial) for trial in desk.manager.best(study)])
     ledger = desk.manager.ledger
     with ledger.transaction(Mode.READ) as session:
         trial = ledger.database.best(session, found._study_id, found.direction)
@@ -135,16 +138,21 @@ def best(study: StudyName, desk: DeskOf) -> Best:
 
 
 @router.get(f"{STUDY}/importances", dependencies=viewer, responses=responses(404))
-def importances(study: StudyName, desk: DeskOf) -> Importances:
+def importances(
+    study: StudyName,
+    desk: DeskOf,
+    objective: Annotated[
+        str | None, Query(max_length=128, description="For which of several, by its name.")
+    ] = None,
+) -> Importances:
     """By parameter, its share of what decides whether a trial is among the best (PED-ANOVA)."""
     found = desk.manager.load(study)
-    if len(found.directions) > 1:
-        raise DefinitionError(f"{study} has several objectives; importances are those of one")
+    place = _place(found, objective)
     ledger = desk.manager.ledger
     with ledger.transaction(Mode.READ) as session:
         complete = ledger.database.latest(session, found._study_id, MOST_FOR_IMPORTANCES, TrialState.COMPLETE)
-    chosen = [trial for trial in complete if trial.params]
-    return Importances(importances=_importances(found.direction, chosen), trials=len(chosen))
+    chosen = [_of_one(trial, place) for trial in complete if trial.params]
+    return Importances(importances=_importances(found.directions[place], chosen), trials=len(chosen))
 
 
 def view_of(desk: Desk, name: str) -> StudyView:
@@ -160,6 +168,7 @@ def study_view(manager: StudyManager, study: Described) -> StudyView:
         counts = ledger.database.counts(session, study_id)
         is_single = len(study.directions) == 1
         best = ledger.database.best(session, study_id, study.directions[0]) if is_single else None
+    front = None if is_single else len(manager.best(study.study_name))
     spent = how.spent
     return StudyView.model_validate(
         {
@@ -169,6 +178,8 @@ def study_view(manager: StudyManager, study: Described) -> StudyView:
             "is_finished": how.is_finished,
             "objective": None if definition is None else definition.objective,
             "direction": ", ".join(direction.name.lower() for direction in study.directions),
+            "objectives": [] if is_single else _objectives(manager.load(study.study_name)),
+            "front": front,
             "sampler": None if definition is None else definition.sampler.name,
             "pruner": None if definition is None else definition.pruner.name,
             "counts": {state.name.lower(): counts.get(state, 0) for state in TrialState},
@@ -184,6 +195,15 @@ def study_view(manager: StudyManager, study: Described) -> StudyView:
             "definition": None if definition is None else definition.dump(),
         }
     )
+
+
+def _objectives(study: optuna.Study) -> list[dict[str, str | None]]:
+    """The objectives, by the names that optuna-dashboard shows."""
+    names: Sequence[str | None] = study.metric_names or [None] * len(study.directions)
+    return [
+        {"name": name, "direction": direction.name.lower()}
+        for name, direction in zip(names, study.directions, strict=True)
+    ]
 
 
 def _definition(study: Described) -> StudyDefinition | None:
@@ -206,6 +226,35 @@ def _amounts(definition: StudyDefinition | None, spent: Spent) -> dict[str, dict
     used = {"trials": spent.trials, "epochs": spent.epochs, "seconds": spent.seconds}
     left = {name: None if most is None else max(0, most - used[name]) for name, most in budget.items()}
     return {"budget": budget, "left": left}
+
+
+def _place(study: optuna.Study, objective: str | None) -> int:
+    """The place of an objective among those of a study; of a single one it need not be said.
+
+    Raises:
+        DefinitionError: it is none of them, or none of several is said.
+    """
+    names = study.metric_names or [str(place) for place in range(len(study.directions))]
+    if objective in names:
+        return names.index(objective)
+    if len(study.directions) == 1 and objective is None:
+        return 0
+    if objective is None:
+        raise DefinitionError(
+            f"{study.study_name} has several objectives, and importances are those of one: "
+            f"say objective, one of {', '.join(names)}"
+        )
+    raise DefinitionError(
+        f"objective: {study.study_name} has none that is named {objective!r}{near_miss(objective, names)}; "
+        f"it has: {', '.join(names)}"
+    )
+
+
+def _of_one(trial: FrozenTrial, place: int) -> FrozenTrial:
+    """A trial with the value of one objective alone."""
+    one = copy.copy(trial)
+    one.values = [trial.values[place]]
+    return one
 
 
 def _importances(direction: StudyDirection, trials: list[FrozenTrial]) -> dict[str, float]:

@@ -123,7 +123,10 @@ def ask_any(body: AskAny, who: Worker, desk: DeskOf, key: Key = None) -> AskedAn
     responses=responses(404, 409),
 )
 def report(study: StudyName, number: Number, body: Report, desk: DeskOf) -> Reply:
-    """Record values by step, keep the lease, and hear whether to go on. The same again gets the same, counted once."""
+    """Record values by step, keep the lease, and hear whether to go on. The same again gets the same, counted once.
+
+    With several objectives too it is one number a step, as a record: nobody prunes by it.
+    """
     ask_tell, lease = desk.lease(study, number, body.fence)
     values = {reported.step: number_of(reported.value) for reported in body.values}
     if len(lease.values.keys() | values.keys()) > MOST_REPORTS:
@@ -148,10 +151,12 @@ def heartbeat(study: StudyName, number: Number, body: Fenced, desk: DeskOf) -> R
     responses=responses(404, 409),
 )
 def tell(study: StudyName, number: Number, body: Tell, desk: DeskOf) -> Ended:
-    """End a trial with its value. The same again gets the same; another is a conflict, a late one is refused."""
+    """End a trial with its value, or one for each objective.
+
+    The same again gets the same; another is a conflict, a late one is refused.
+    """
     ask_tell, lease = desk.lease(study, number, body.fence)
-    value = None if body.value is None else number_of(body.value)
-    state = ask_tell.tell(lease, TrialState[body.state.upper()], value, body.attrs, seconds=body.seconds)
+    state = ask_tell.tell(lease, TrialState[body.state.upper()], body.told, body.attrs, seconds=body.seconds)
     desk.forget(study, lease)
     if state is TrialState.COMPLETE and isinstance(ask_tell.definition.sampler, PopulationSettings):
         drop_old_checkpoints(ask_tell)
@@ -385,7 +390,8 @@ def _handed(ask_tell: AskTell, lease: Lease) -> Handed:
                 "trial": lease.number if segment is None else segment.born,
             },
             "objective": definition.objective,
-            "direction": definition.direction,
+            "direction": ", ".join(definition.directions),
+            "objectives": [objective.model_dump() for objective in definition.objectives],
             "fixed": definition.fixed,
             "segment": None if segment is None else segment.dump(),
         }

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tuner import StudyDefinition, StudyManager
 from tuner.service.app import api
-from tuner.service.metrics import Metrics
+from tuner.service.metrics import OWN, Metrics
 
 DOCKER = Path(__file__).parent.parent / "docker"
 MANIFESTS = [
@@ -28,7 +28,7 @@ MANIFESTS = [
     for document in yaml.safe_load_all(file.read_text())
 ]
 METRIC = re.compile(r"\b(tuner_[a-z_]+)(?:\{([^}]*)\})?")
-MATCHER = re.compile(r'(\w+)(=~|=)"([^"]*)"')
+MATCHER = re.compile(r'(\w+)(=~|!~|=)"([^"]*)"')
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS)
@@ -113,14 +113,15 @@ def test_secrets_are_made_whole_and_once(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def metrics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
-    """The labels of each sample that /metrics has, after one request to each route."""
+    """The labels of each sample that /metrics has, after answers of each kind to each route."""
     url = f"sqlite:///{tmp_path_factory.mktemp('metrics')}/tuner.db"
     with StudyManager(url) as manager:
         manager.create(StudyDefinition(name="one", space={"x": {"low": 0, "high": 1}}, budget={"trials": 1}))
         own = Metrics(manager)
-        for path, methods in api(manager).openapi()["paths"].items():
+        routes = api(manager).openapi()["paths"]
+        for path, methods in {**routes, **{page: ["get"] for page in OWN}}.items():
             for method in methods:
-                for status in ("200", "500"):
+                for status in ("200", "401", "403", "421", "429", "500"):
                     own.requests.labels(method.upper(), path, status).inc()
                 own.seconds.labels(method.upper(), path).observe(0.1)
         text = generate_latest(own.registry).decode()
@@ -151,9 +152,8 @@ def test_metric_that_is_named_exists(expression: str, metrics: dict[str, list[di
         assert len(found) == len([part for part in matchers.split(",") if part])
         for label, sign, value in found:
             there = {labels[label] for labels in metrics[name]}
-            wanted = value.split("|") if sign == "=~" else [value]
-            for one in wanted:
-                pattern = one if sign == "=~" else re.escape(one)
+            for one in [value] if sign == "=" else value.split("|"):
+                pattern = re.escape(one) if sign == "=" else one
                 assert any(re.fullmatch(pattern, known) for known in there), (label, one, there)
 
 

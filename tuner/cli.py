@@ -847,6 +847,13 @@ def serve(  # noqa: PLR0917 - each is an option of the command line
             help="A trial goes to another worker when nothing was heard of it for so long.",
         ),
     ] = 120.0,
+    proxies: Annotated[
+        str,
+        typer.Option(
+            envvar="FORWARDED_ALLOW_IPS",
+            help="With --behind-proxy: the proxy's address or network, several with commas. Only it is believed.",
+        ),
+    ] = "127.0.0.0/8,::1",
 ) -> None:
     """Serve ask, report and tell over HTTP, and the dashboard behind a login. Ctrl-C ends it."""
     from tuner.service.serve import Settings, serve  # noqa: PLC0415 - a second that no other command should wait
@@ -854,7 +861,17 @@ def serve(  # noqa: PLR0917 - each is an option of the command line
     names = tuple(allowed_hosts or ())
     token_files = (admin_token_file, worker_token_file)
     settings = Settings(
-        storage, host, port, behind_proxy, tls_cert, tls_key, names, log_level, *token_files, lease_seconds
+        storage,
+        host,
+        port,
+        behind_proxy,
+        tls_cert,
+        tls_key,
+        names,
+        log_level,
+        *token_files,
+        lease_seconds,
+        proxies,
     )
     serve(settings, lambda line: print(line, flush=True))  # noqa: T201 - whole lines, whatever the terminal
 

@@ -38,6 +38,7 @@ from tuner.definition import ComparisonDefinition, StudyDefinition, find_definit
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, TunerError
 from tuner.evidence import find_claims, judged, paragraph, write_paragraph
 from tuner.executors import one_thread
+from tuner.files import new_file
 from tuner.health import ALIVE_FILE, sign_of_life
 from tuner.ledger import StudyState
 from tuner.manager import StudyManager, StudySummary
@@ -1028,14 +1029,9 @@ def _rows() -> Iterator[Callable[[str, int, int], None]]:
 def export_(name: NameArgument, file: FileArgument, storage: StorageOption = DEFAULT_URL) -> None:
     """Write a study with all of its trials into a new file, as one document: for another database, or a program."""
     document = _existing(storage).export_study(name)
-    try:
-        with file.open("x") as written:
-            json.dump(document, written, allow_nan=False, indent=1)
-            written.write("\n")
-    except FileExistsError:
-        raise ConflictError(f"{file} is there already; an export goes into a new file") from None
-    except OSError as error:
-        raise TunerError(f"cannot write {file}: {error.strerror}") from None
+    with new_file(file, "an export", 0o666) as part, part.open("w") as written:
+        json.dump(document, written, allow_nan=False, indent=1)
+        written.write("\n")
     _say(f"{name} is in {file} ({len(document['trials'])} trials)")
 
 

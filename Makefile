@@ -1,11 +1,11 @@
-# make demo | make test | make check | make test-docker | make docs | make evidence | make pictures | make bench | make bench-samplers | make serve | make dashboard | make clean
+# make demo | make test | make check | make test-docker | make constraints | make docs | make evidence | make pictures | make bench | make bench-samplers | make serve | make dashboard | make clean
 # Everything a target needs is set up by itself, in .venv; only Python >= 3.11 and make must be there.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check test-docker docs evidence pictures bench bench-samplers serve dashboard help clean
+.PHONY: demo test check test-docker constraints docs evidence pictures bench bench-samplers serve dashboard help clean
 
 demo: $(VENV)/installed  ## compare four samplers on real digits: tuner.db, report/index.html
 	$(BIN)/tuner compare digits
@@ -22,6 +22,9 @@ check: $(VENV)/installed-test  ## ruff, format, types, layers, tests
 
 test-docker: $(VENV)/installed-test  ## image, containers and accidents, on a real Docker engine
 	$(BIN)/pytest tests/docker
+
+constraints: $(VENV)/installed-test  ## let the image be built of the libraries that are in .venv now
+	$(BIN)/python docker/constraints.py postgresql dask > docker/constraints.txt
 
 docs: $(VENV)/installed-test  ## write the generated parts of the documentation anew
 	UPDATE_DOCS=1 $(BIN)/pytest -q tests/test_docs.py -k fields

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -88,6 +92,37 @@ def test_one_service_builds_the_image_and_the_others_wait_for_it(file: str) -> N
 
     image = services[builder]["image"]
     assert [name for name, service in services.items() if service["image"] == image and not waits(name)] == []
+
+
+def test_the_image_is_built_of_versions_that_will_do() -> None:
+    """Each library that is asked for by name is pinned, within its bounds; and nothing is said of where it is from."""
+    pinned = {}
+    for line in (DOCKER / "constraints.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            found = re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)", line)
+            assert found is not None, line
+            pinned[found[1]] = found[2]
+    project = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    asked = [
+        *project["build-system"]["requires"],
+        *subprocess.run(
+            [
+                sys.executable,
+                DOCKER / "requirements.py",
+                DOCKER.parent / "pyproject.toml",
+                "postgresql",
+                "dask",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines(),
+    ]
+    assert {*extras["postgresql"], *extras["dask"], *project["project"]["dependencies"]} < set(asked)
+    for requirement in map(Requirement, asked):
+        version = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement}: {version}; run: make constraints"
 
 
 def test_secrets_are_made_whole_and_once(tmp_path: Path) -> None:

@@ -40,6 +40,23 @@ def test_image(docker: Engine, built: dict[str, str]) -> None:
     docker("run", "--rm", "--network", "none", "--entrypoint", "sh", built["tuner"], "-c", tools)
 
 
+LIBRARIES = """
+from importlib.metadata import distributions
+for found in distributions():
+    print(f"{found.name.lower().replace('_', '-').replace('.', '-')}=={found.version}")
+"""
+
+
+def test_image_has_the_versions_that_were_tested(docker: Engine, built: dict[str, str]) -> None:
+    inside = docker(
+        "run", "--rm", "--network", "none", "--entrypoint", "python", built["tuner"], "-c", LIBRARIES
+    )
+    found = {line for line in inside.splitlines() if not line.startswith("tuner==")}
+    pinned = set((ROOT / "docker/constraints.txt").read_text().splitlines())
+    assert len(found) > 50
+    assert found - pinned == set()
+
+
 def test_image_alone_serves_nobody(docker: Engine, built: dict[str, str]) -> None:
     """Without being told how, it neither sends tokens in the clear nor answers to any name."""
     said = docker.run("sh", "-c", f"docker run --rm --network none {built['tuner']} 2>&1; echo exit $?")

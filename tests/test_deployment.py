@@ -72,6 +72,16 @@ def test_pods_are_hardened_and_their_secrets_are_files() -> None:
     assert secrets["tuner-migration"] == ["database-password"]
 
 
+def test_service_is_asked_before_it_gets_requests_and_workers_follow_the_trials() -> None:
+    [api] = dict(_pods())["tuner-api"]["containers"]
+    assert api["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert api["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    [scaler] = [m.values[0] for m in MANIFESTS if m.values[0]["kind"] == "HorizontalPodAutoscaler"]
+    assert scaler["spec"]["scaleTargetRef"]["name"] == "tuner-worker"
+    [metric] = scaler["spec"]["metrics"]
+    assert metric["external"]["metric"]["name"] == "tuner_leases"
+
+
 def test_prometheus_may_ask_a_pod_at_its_address() -> None:
     """The kubelet puts in what stands before a variable in the list, nothing that follows."""
     [container] = dict(_pods())["tuner-api"]["containers"]
@@ -79,6 +89,61 @@ def test_prometheus_may_ask_a_pod_at_its_address() -> None:
     hosts = next(v["value"] for v in container["env"] if v["name"] == "TUNER_ALLOWED_HOSTS")
     assert hosts.split()[-1] == "$(POD_IP)"
     assert names.index("POD_IP") < names.index("TUNER_ALLOWED_HOSTS")
+
+
+COMPOSE_FILES = ("compose.yaml", "compose.sqlite.yaml", "compose.tls.yaml")
+
+
+def _is_what_the_specification_says(file: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", file]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", COMPOSE_FILES)
+def test_compose_file_is_what_the_specification_says(name: str, tmp_path: Path) -> None:
+    """The Compose specification's own schema; Compose 1.29 and 2 themselves read the files in tests/docker."""
+    done = _is_what_the_specification_says(DOCKER / name)
+    assert done.returncode == 0, done.stdout
+    document = yaml.safe_load((DOCKER / name).read_text())
+    next(iter(document["services"].values()))["memory_limits"] = "1g"
+    (tmp_path / name).write_text(yaml.safe_dump(document))
+    done = _is_what_the_specification_says(tmp_path / name)
+    assert done.returncode == 1
+    assert "memory_limits" in done.stdout
+
+
+def test_readme_lists_the_settings() -> None:
+    """Those of Compose's files: the variables are there, with their defaults."""
+    rows = re.findall(r"^\| (`[A-Z_`, ]+) \| (.*?) \|", (DOCKER / "README.md").read_text(), re.MULTILINE)
+    listed = {name: default for names, default in rows for name in re.findall(r"`([A-Z_]+)`", names)}
+    used: dict[str, str] = {}
+    for name in COMPOSE_FILES:
+        text = re.sub(r"(^|\s)#.*", "", (DOCKER / name).read_text())
+        for variable, default in re.findall(r"\$\{([A-Z_]+)(?::?-([^}]*)|:\?[^}]*)?\}", text):
+            used[variable] = used.get(variable) or default
+    assert listed.keys() == used.keys()
+    for variable, default in used.items():
+        assert default in listed[variable], variable
+
+
+def test_secret_that_the_readme_makes_is_the_one_that_pods_want() -> None:
+    [command] = re.findall(
+        r"kubectl create secret generic (.*?)\nkubectl", (DOCKER / "README.md").read_text(), re.DOTALL
+    )
+    made = dict(re.findall(r"--from-file=([\w-]+)=(\S+)", command))
+    wanted = set()
+    for _, pod in _pods():
+        for volume in pod["volumes"]:
+            if "secret" in volume:
+                assert volume["secret"]["secretName"] == command.split()[0]
+                wanted |= {item["key"] for item in volume["secret"].get("items", [])}
+        for variable in pod["containers"][0]["env"]:
+            if str(variable.get("value")).startswith("/run/secrets/tuner/"):
+                wanted.add(variable["value"].rpartition("/")[2])
+    assert wanted == made.keys()
+    script = (DOCKER / "secrets.sh").read_text()
+    for file in made.values():
+        assert f"keep {file.removeprefix('secrets/')} " in script
 
 
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.sqlite.yaml"])

@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check test-docker constraints docs evidence pictures bench bench-samplers serve dashboard help clean
+.PHONY: demo test check test-docker docs evidence pictures bench bench-samplers serve dashboard help clean
 
 demo: $(VENV)/installed  ## compare four samplers on real digits: tuner.db, report/index.html
 	$(BIN)/tuner compare digits
@@ -23,6 +23,7 @@ check: $(VENV)/installed-test  ## ruff, format, types, layers, tests
 test-docker: $(VENV)/installed-test  ## image, containers and accidents, on a real Docker engine
 	$(BIN)/pytest tests/docker
 
+.PHONY: constraints
 constraints: $(VENV)/installed-test  ## let the image be built of the libraries that are in .venv now
 	$(BIN)/python docker/constraints.py postgresql dask > docker/constraints.txt
 

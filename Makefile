@@ -1,4 +1,4 @@
-# make demo | make test | make check | make test-docker | make docs | make evidence | make pictures | make bench | make bench-samplers | make serve | make dashboard | make clean
+# make demo | make test | make check | make test-docker | make constraints | make docs | make evidence | make pictures | make bench | make bench-samplers | make serve | make dashboard | make clean
 # Everything a target needs is set up by itself, in .venv; only Python >= 3.11 and make must be there.
 PYTHON ?= python3
 VENV   := .venv
@@ -28,6 +28,10 @@ tests: $(VENV)/installed-test
 
 test-docker: $(VENV)/installed-test  ## image, containers and accidents, on a real Docker engine
 	$(BIN)/pytest tests/docker
+
+.PHONY: constraints
+constraints: $(VENV)/installed-test  ## let the image be built of the libraries that are in .venv now
+	$(BIN)/python docker/constraints.py postgresql dask > docker/constraints.txt
 
 docs: $(VENV)/installed-test  ## write the generated parts of the documentation anew
 	UPDATE_DOCS=1 $(BIN)/pytest -q tests/test_docs.py -k fields

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +22,9 @@ from postgresql import Server
 
 from tuner import StudyDefinition, StudyManager, TunerError
 from tuner.backup import backup, restore
+from tuner.cli import export_
 from tuner.errors import ConflictError, NotFoundError, StorageError
-from tuner.schema import HEAD, StorageInfo, info, make, open_storage
+from tuner.schema import HEAD, StorageInfo, info, make, open_storage, upgrade
 from tuner.service.auth import Tokens
 from tuner.service.identity import Role
 from tuner.tables import metadata
@@ -253,7 +256,7 @@ def test_nothing_is_overwritten(url: str, tmp_path: Path) -> None:
 
 
 def test_a_study_made_while_a_restore_begins_stays(
-    sqlite_url: str, postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sqlite_url: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever makes it after it was seen that there are none."""
     fill(sqlite_url)
@@ -261,16 +264,111 @@ def test_a_study_made_while_a_restore_begins_stays(
 
     def seen(url: str) -> StorageInfo:
         found = info(url)
-        if url == postgresql_url:
+        if url == other:
             with StudyManager(url) as manager:
                 manager.create(StudyDefinition.parse({**DEFINITION, "name": "mine"}))
         return found
 
     monkeypatch.setattr("tuner.backup.info", seen)
     with pytest.raises(ConflictError, match="holds 1 studies"):
-        restore(postgresql_url, tmp_path / "backup.db")
-    with StudyManager(postgresql_url) as manager:
+        restore(other, tmp_path / "backup.db")
+    with StudyManager(other) as manager:
         assert [summary.name for summary in manager.studies()] == ["mine"]
+
+
+def test_nobody_makes_a_study_while_rows_are_restored(url: str, other: str, tmp_path: Path) -> None:
+    """Who tries waits until all of it is there; who looks meanwhile sees nothing of it."""
+    fill(url)
+    backup(url, tmp_path / "backup.db")
+    seen: list[int] = []
+    makers: list[threading.Thread] = []
+
+    def make_one() -> None:
+        with StudyManager(other) as manager:
+            manager.create(StudyDefinition.parse({**DEFINITION, "name": "later"}))
+
+    def on_rows(table: str, _done: int, _total: int) -> None:
+        if table == "trials":
+            seen.append(info(other).studies)
+            makers.append(threading.Thread(target=make_one))
+            makers[-1].start()
+
+    restore(other, tmp_path / "backup.db", on_rows)
+    for maker in makers:
+        maker.join()
+    assert seen == [0]
+    with StudyManager(other) as manager:
+        assert {summary.name for summary in manager.studies(archived=True)} == {"kept", "empty", "later"}
+
+
+def test_a_restore_that_is_interrupted_leaves_no_part(url: str, other: str, tmp_path: Path) -> None:
+    fill(url)
+    backup(url, tmp_path / "backup.db")
+    open_storage(other).close()
+    before = rows(other)
+
+    def on_rows(table: str, _done: int, _total: int) -> None:
+        if table == "tuner_leases":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore(other, tmp_path / "backup.db", on_rows)
+    assert rows(other) == before
+    restore(other, tmp_path / "backup.db")
+    assert rows(other) == rows(url)
+
+
+def test_what_others_have_put_into_sqlite_is_kept(sqlite_url: str, tmp_path: Path) -> None:
+    fill(sqlite_url)
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as connection, connection:
+        connection.execute("CREATE TABLE notes (note_id INTEGER PRIMARY KEY, text VARCHAR(20))")
+        connection.execute("INSERT INTO notes VALUES (3, 'of mine')")
+    backup(sqlite_url, tmp_path / "backup.db")
+    restore(f"sqlite:///{tmp_path}/new.db", tmp_path / "backup.db")
+    with closing(sqlite3.connect(tmp_path / "new.db")) as connection:
+        assert connection.execute("SELECT * FROM notes").fetchall() == [(3, "of mine")]
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_an_older_backup_is_not_copied_into_memory(
+    tmp_path: Path, is_writable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's /tmp is a part of its memory: the copy is made beside the backup, or beside the database."""
+    (tmp_path / "backups").mkdir()
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "backups/old.db"
+    make(f"sqlite:///{file}", "0001")
+    before, upgraded = file.read_bytes(), []
+
+    def note(url: str) -> tuple[str | None, str]:
+        upgraded.append(Path(url.removeprefix("sqlite:///")))
+        return upgrade(url)
+
+    def access(path: Path, mode: int) -> bool:
+        return os.access(path, mode) and (is_writable or path != file.parent)
+
+    monkeypatch.setattr("tuner.backup.upgrade", note)
+    monkeypatch.setattr("tuner.backup.os", SimpleNamespace(access=access, W_OK=os.W_OK))
+    restore(f"sqlite:///{tmp_path}/data/new.db", file)
+    [copy] = upgraded
+    assert copy.parent.parent == (file.parent if is_writable else tmp_path / "data")
+    assert not copy.parent.exists()
+    assert file.read_bytes() == before
+
+
+def test_an_export_that_is_interrupted_leaves_nothing(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(sqlite_url)
+    monkeypatch.setattr(json.JSONEncoder, "iterencode", _stops)
+    with pytest.raises(KeyboardInterrupt):
+        export_("kept", tmp_path / "kept.json", sqlite_url)
+    assert not list(tmp_path.glob("*kept*"))
+
+
+def _stops(*_: object, **__: object) -> Iterator[str]:
+    yield "{"
+    raise KeyboardInterrupt
 
 
 def test_checkpoints_are_copied_one_at_a_time(postgresql_url: str, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tuner import StudyDefinition, StudyManager
 from tuner.service.app import api
-from tuner.service.metrics import Metrics
+from tuner.service.metrics import OWN, Metrics
 
 DOCKER = Path(__file__).parent.parent / "docker"
 MANIFESTS = [
@@ -28,7 +32,7 @@ MANIFESTS = [
     for document in yaml.safe_load_all(file.read_text())
 ]
 METRIC = re.compile(r"\b(tuner_[a-z_]+)(?:\{([^}]*)\})?")
-MATCHER = re.compile(r'(\w+)(=~|=)"([^"]*)"')
+MATCHER = re.compile(r'(\w+)(=~|!~|=)"([^"]*)"')
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS)
@@ -68,6 +72,16 @@ def test_pods_are_hardened_and_their_secrets_are_files() -> None:
     assert secrets["tuner-migration"] == ["database-password"]
 
 
+def test_service_is_asked_before_it_gets_requests_and_workers_follow_the_trials() -> None:
+    [api] = dict(_pods())["tuner-api"]["containers"]
+    assert api["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert api["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    [scaler] = [m.values[0] for m in MANIFESTS if m.values[0]["kind"] == "HorizontalPodAutoscaler"]
+    assert scaler["spec"]["scaleTargetRef"]["name"] == "tuner-worker"
+    [metric] = scaler["spec"]["metrics"]
+    assert metric["external"]["metric"]["name"] == "tuner_leases"
+
+
 def test_prometheus_may_ask_a_pod_at_its_address() -> None:
     """The kubelet puts in what stands before a variable in the list, nothing that follows."""
     [container] = dict(_pods())["tuner-api"]["containers"]
@@ -75,6 +89,61 @@ def test_prometheus_may_ask_a_pod_at_its_address() -> None:
     hosts = next(v["value"] for v in container["env"] if v["name"] == "TUNER_ALLOWED_HOSTS")
     assert hosts.split()[-1] == "$(POD_IP)"
     assert names.index("POD_IP") < names.index("TUNER_ALLOWED_HOSTS")
+
+
+COMPOSE_FILES = ("compose.yaml", "compose.sqlite.yaml", "compose.tls.yaml")
+
+
+def _is_what_the_specification_says(file: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", file]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", COMPOSE_FILES)
+def test_compose_file_is_what_the_specification_says(name: str, tmp_path: Path) -> None:
+    """The Compose specification's own schema; Compose 1.29 and 2 themselves read the files in tests/docker."""
+    done = _is_what_the_specification_says(DOCKER / name)
+    assert done.returncode == 0, done.stdout
+    document = yaml.safe_load((DOCKER / name).read_text())
+    next(iter(document["services"].values()))["memory_limits"] = "1g"
+    (tmp_path / name).write_text(yaml.safe_dump(document))
+    done = _is_what_the_specification_says(tmp_path / name)
+    assert done.returncode == 1
+    assert "memory_limits" in done.stdout
+
+
+def test_readme_lists_the_settings() -> None:
+    """Those of Compose's files: the variables are there, with their defaults."""
+    rows = re.findall(r"^\| (`[A-Z_`, ]+) \| (.*?) \|", (DOCKER / "README.md").read_text(), re.MULTILINE)
+    listed = {name: default for names, default in rows for name in re.findall(r"`([A-Z_]+)`", names)}
+    used: dict[str, str] = {}
+    for name in COMPOSE_FILES:
+        text = re.sub(r"(^|\s)#.*", "", (DOCKER / name).read_text())
+        for variable, default in re.findall(r"\$\{([A-Z_]+)(?::?-([^}]*)|:\?[^}]*)?\}", text):
+            used[variable] = used.get(variable) or default
+    assert listed.keys() == used.keys()
+    for variable, default in used.items():
+        assert default in listed[variable], variable
+
+
+def test_secret_that_the_readme_makes_is_the_one_that_pods_want() -> None:
+    [command] = re.findall(
+        r"kubectl create secret generic (.*?)\nkubectl", (DOCKER / "README.md").read_text(), re.DOTALL
+    )
+    made = dict(re.findall(r"--from-file=([\w-]+)=(\S+)", command))
+    wanted = set()
+    for _, pod in _pods():
+        for volume in pod["volumes"]:
+            if "secret" in volume:
+                assert volume["secret"]["secretName"] == command.split()[0]
+                wanted |= {item["key"] for item in volume["secret"].get("items", [])}
+        for variable in pod["containers"][0]["env"]:
+            if str(variable.get("value")).startswith("/run/secrets/tuner/"):
+                wanted.add(variable["value"].rpartition("/")[2])
+    assert wanted == made.keys()
+    script = (DOCKER / "secrets.sh").read_text()
+    for file in made.values():
+        assert f"keep {file.removeprefix('secrets/')} " in script
 
 
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.sqlite.yaml"])
@@ -88,6 +157,37 @@ def test_one_service_builds_the_image_and_the_others_wait_for_it(file: str) -> N
 
     image = services[builder]["image"]
     assert [name for name, service in services.items() if service["image"] == image and not waits(name)] == []
+
+
+def test_the_image_is_built_of_versions_that_will_do() -> None:
+    """Each library that is asked for by name is pinned, within its bounds; and nothing is said of where it is from."""
+    pinned = {}
+    for line in (DOCKER / "constraints.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            found = re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)", line)
+            assert found is not None, line
+            pinned[found[1]] = found[2]
+    project = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    asked = [
+        *project["build-system"]["requires"],
+        *subprocess.run(
+            [
+                sys.executable,
+                DOCKER / "requirements.py",
+                DOCKER.parent / "pyproject.toml",
+                "postgresql",
+                "dask",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines(),
+    ]
+    assert {*extras["postgresql"], *extras["dask"], *project["project"]["dependencies"]} < set(asked)
+    for requirement in map(Requirement, asked):
+        version = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement}: {version}; run: make constraints"
 
 
 def test_secrets_are_made_whole_and_once(tmp_path: Path) -> None:
@@ -113,14 +213,15 @@ def test_secrets_are_made_whole_and_once(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def metrics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
-    """The labels of each sample that /metrics has, after one request to each route."""
+    """The labels of each sample that /metrics has, after answers of each kind to each route."""
     url = f"sqlite:///{tmp_path_factory.mktemp('metrics')}/tuner.db"
     with StudyManager(url) as manager:
         manager.create(StudyDefinition(name="one", space={"x": {"low": 0, "high": 1}}, budget={"trials": 1}))
         own = Metrics(manager)
-        for path, methods in api(manager).openapi()["paths"].items():
+        routes = api(manager).openapi()["paths"]
+        for path, methods in {**routes, **{page: ["get"] for page in OWN}}.items():
             for method in methods:
-                for status in ("200", "500"):
+                for status in ("200", "401", "403", "421", "429", "500"):
                     own.requests.labels(method.upper(), path, status).inc()
                 own.seconds.labels(method.upper(), path).observe(0.1)
         text = generate_latest(own.registry).decode()
@@ -151,9 +252,8 @@ def test_metric_that_is_named_exists(expression: str, metrics: dict[str, list[di
         assert len(found) == len([part for part in matchers.split(",") if part])
         for label, sign, value in found:
             there = {labels[label] for labels in metrics[name]}
-            wanted = value.split("|") if sign == "=~" else [value]
-            for one in wanted:
-                pattern = one if sign == "=~" else re.escape(one)
+            for one in [value] if sign == "=" else value.split("|"):
+                pattern = re.escape(one) if sign == "=" else one
                 assert any(re.fullmatch(pattern, known) for known in there), (label, one, there)
 
 

@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from tuner.errors import ConflictError, NotFoundError, StorageError
+from tuner.files import new_file
 from tuner.schema import absolute, exists, info, make, open_storage, upgrade
 from tuner.storage import explain, safe_url
 from tuner.tables import metadata
@@ -53,16 +54,14 @@ def backup(url: str, file: Path, on_rows: OnRows = lambda table, done, total: No
         NotFoundError: there is no such database.
         StorageError: it cannot be read, or the file cannot be written.
     """
-    if file.exists():
-        raise ConflictError(f"{file} is there already; a backup goes into a new file")
     if not exists(url) or info(url).version is None:
         raise NotFoundError(f"there is no database {safe_url(url)} to back up")
-    with _new(file) as part, _explained(url):
+    with new_file(file, "a backup") as part, _explained(url):
         if _is_sqlite(url):
             _copy_file(_path(url), part)
-            _as_one_file(part)
         else:
             _read_server(url, part, on_rows)
+        _as_one_file(part)
 
 
 def restore(url: str, file: Path, on_rows: OnRows = lambda table, done, total: None) -> str:
@@ -81,11 +80,8 @@ def restore(url: str, file: Path, on_rows: OnRows = lambda table, done, total: N
     if there.studies > 0:
         raise _holds_studies(url, there.studies)
     is_current = (before, info(_url(file)).optunas_version) == (there.version, there.optunas_version)
-    with _upgraded(file) if not is_current else nullcontext(file) as source, _explained(url):
-        if _is_sqlite(url):
-            _copy_file(source, _path(url))
-        else:
-            _write_server(url, source, on_rows)
+    with _upgraded(file, url) if not is_current else nullcontext(file) as source, _explained(url):
+        _write_rows(url, source, on_rows)
     return before
 
 
@@ -126,9 +122,15 @@ def _checked(file: Path) -> str:
 
 
 @contextmanager
-def _upgraded(file: Path) -> Iterator[Path]:
-    """A copy of a backup, brought up to date; the backup stays as it is."""
-    with tempfile.TemporaryDirectory(prefix="tuner-restore-") as folder:
+def _upgraded(file: Path, url: str) -> Iterator[Path]:
+    """A copy of a backup, brought up to date; the backup stays as it is.
+
+    It lies beside the backup, or beside the database that is restored: the folder for what is temporary is a part of
+    the memory in a container.
+    """
+    folders = [file.resolve().parent, *([_path(url).parent] if _is_sqlite(url) else [])]
+    roomy = next((folder for folder in folders if os.access(folder, os.W_OK)), None)
+    with tempfile.TemporaryDirectory(prefix=".tuner-restore-", dir=roomy) as folder:
         copy = Path(folder, "backup.db")
         with _explained(_url(file)):
             _copy_file(file, copy)
@@ -136,26 +138,7 @@ def _upgraded(file: Path) -> Iterator[Path]:
         yield copy
 
 
-@contextmanager
-def _new(file: Path) -> Iterator[Path]:
-    """A file beside `file`, which takes its name when it is complete, and goes when it is not."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        part.unlink(missing_ok=True)
-        part.touch(0o600)  # SQLite would not say why it cannot; and what is in it is its owner's alone
-        try:
-            yield part
-            with part.open("rb") as written:
-                os.fsync(written.fileno())
-            part.replace(file)
-        finally:
-            for rest in ("", "-wal", "-shm", "-journal"):
-                part.with_name(f"{part.name}{rest}").unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write {file}: {error.strerror or error}") from None
-
-
-# --------------------------------------------------------------------------------------------------------- PostgreSQL
+# --------------------------------------------------------------------------------------------------------------- rows
 
 
 def _read_server(url: str, part: Path, on_rows: OnRows) -> None:
@@ -181,30 +164,36 @@ def _read_server(url: str, part: Path, on_rows: OnRows) -> None:
     finally:
         server.dispose()
         backed_up.dispose()
-    _as_one_file(part)
 
 
-def _write_server(url: str, source: Path, on_rows: OnRows) -> None:
-    """Copy a backup's rows into a server's tables, which hold no studies, in one transaction."""
-    server, backed_up = sa.create_engine(absolute(url)), sa.create_engine(_url(source))
+def _write_rows(url: str, source: Path, on_rows: OnRows) -> None:
+    """Copy a backup's rows into tables of the same version, which hold no studies, in one transaction."""
+    database, backed_up = open_storage(url), sa.create_engine(_url(source))
+    # of a server, one without the storage's limits: much at once may take it long
+    target = database.engine if database.is_sqlite else sa.create_engine(absolute(url))
     try:
-        with backed_up.connect() as reading, server.begin() as writing:
+        with backed_up.connect() as reading, target.begin() as writing:
             tables = _tables(backed_up)
             _require_no_studies(url, writing)
+            if database.is_sqlite:  # what others have put into the database stays in it
+                tables[0].metadata.create_all(writing, tables)
             for table in reversed(tables):
                 writing.execute(sa.delete(table))
             for table in tables:
                 insert = sa.insert(_untyped(table))
                 _copy_rows(reading, _of_what_is_there(table), writing, insert, on_rows)
-                _count_on(writing, table)
+                if not database.is_sqlite:
+                    _count_on(writing, table)
     finally:
-        server.dispose()
+        target.dispose()
+        database.close()
         backed_up.dispose()
 
 
 def _require_no_studies(url: str, writing: sa.Connection) -> None:
     """Let nobody make a study until this transaction ends, and see that nobody has: its rows would be deleted."""
-    writing.execute(sa.text("LOCK TABLE studies IN EXCLUSIVE MODE"))
+    if not _is_sqlite(url):  # there, a transaction that writes is alone from its beginning
+        writing.execute(sa.text("LOCK TABLE studies IN EXCLUSIVE MODE"))
     if count := writing.scalar(sa.text("SELECT COUNT(*) FROM studies")):
         raise _holds_studies(url, count)
 

@@ -38,6 +38,7 @@ from tuner.definition import ComparisonDefinition, StudyDefinition, find_definit
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, TunerError
 from tuner.evidence import find_claims, judged, paragraph, write_paragraph
 from tuner.executors import one_thread
+from tuner.files import new_file
 from tuner.health import ALIVE_FILE, sign_of_life
 from tuner.ledger import StudyState
 from tuner.manager import StudyManager, StudySummary
@@ -850,6 +851,13 @@ def serve(  # noqa: PLR0917 - each is an option of the command line
             help="A trial goes to another worker when nothing was heard of it for so long.",
         ),
     ] = 120.0,
+    proxies: Annotated[
+        str,
+        typer.Option(
+            envvar="FORWARDED_ALLOW_IPS",
+            help="With --behind-proxy: the proxy's address or network, several with commas. Only it is believed.",
+        ),
+    ] = "127.0.0.0/8,::1",
 ) -> None:
     """Serve ask, report and tell over HTTP, and the dashboard behind a login. Ctrl-C ends it."""
     from tuner.service.serve import Settings, serve  # noqa: PLC0415 - a second that no other command should wait
@@ -857,7 +865,17 @@ def serve(  # noqa: PLR0917 - each is an option of the command line
     names = tuple(allowed_hosts or ())
     token_files = (admin_token_file, worker_token_file)
     settings = Settings(
-        storage, host, port, behind_proxy, tls_cert, tls_key, names, log_level, *token_files, lease_seconds
+        storage,
+        host,
+        port,
+        behind_proxy,
+        tls_cert,
+        tls_key,
+        names,
+        log_level,
+        *token_files,
+        lease_seconds,
+        proxies,
     )
     serve(settings, lambda line: print(line, flush=True))  # noqa: T201 - whole lines, whatever the terminal
 
@@ -1014,14 +1032,9 @@ def _rows() -> Iterator[Callable[[str, int, int], None]]:
 def export_(name: NameArgument, file: FileArgument, storage: StorageOption = DEFAULT_URL) -> None:
     """Write a study with all of its trials into a new file, as one document: for another database, or a program."""
     document = _existing(storage).export_study(name)
-    try:
-        with file.open("x") as written:
-            json.dump(document, written, allow_nan=False, indent=1)
-            written.write("\n")
-    except FileExistsError:
-        raise ConflictError(f"{file} is there already; an export goes into a new file") from None
-    except OSError as error:
-        raise TunerError(f"cannot write {file}: {error.strerror}") from None
+    with new_file(file, "an export", 0o666) as part, part.open("w") as written:
+        json.dump(document, written, allow_nan=False, indent=1)
+        written.write("\n")
     _say(f"{name} is in {file} ({len(document['trials'])} trials)")
 
 

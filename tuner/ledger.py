@@ -38,6 +38,7 @@ from tuner.tables import CheckpointRow, CommandRow, LeaseRow, SpentRow, metadata
 __all__ = [
     "ARCHIVED",
     "COMPARISON",
+    "DEFINITION",
     "ENDED_BY_HAND",
     "Candidate",
     "Command",
@@ -47,6 +48,7 @@ __all__ = [
     "Owner",
     "Spent",
     "StudyState",
+    "Unattended",
 ]
 
 ARCHIVED = "tuner:archived"
@@ -54,6 +56,9 @@ ARCHIVED = "tuner:archived"
 
 COMPARISON = "tuner:comparison"
 """The attribute of a comparison's studies that names it."""
+
+DEFINITION = "tuner:definition"
+"""The attribute that holds the document a study was made from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +200,17 @@ class Candidate:
     is_busy: bool
     is_member: bool
     """Whether it is a comparison's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unattended:
+    """An open study of which nobody has a trial in hand. It may be finished: only its definition tells."""
+
+    definition: Any
+    """As the database has it: a JSON document."""
+    spent: Spent
+    must_run_again: bool
+    """Whether a trial that was begun waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +367,27 @@ _CANDIDATES = (
     .join(_OBJECTIVE, sa.and_(_OBJECTIVE.c.study_id == _STUDY.study_id, _OBJECTIVE.c.key == "objective"))
     .where(_OBJECTIVE.c.value_json.in_(_given("objectives", expanding=True)))
     .order_by(_BOOKS.c.trials, _STUDY.study_id)
+)
+_DEFINITION = _STUDY_ATTRS.alias()
+_UNATTENDED = (
+    sa.select(
+        _DEFINITION.c.value_json.label("definition"),
+        *(_BOOKS.c[name] for name in ("trials", "ended", "epochs", "seconds", "state")),
+        sa.exists()
+        .where(
+            _TRIAL.study_id == _BOOKS.c.study_id,
+            _TRIAL.state == TrialState.WAITING,
+            _TRIAL.trial_id.in_(sa.select(_LEASE.trial_id).where(_LEASE.study_id == _BOOKS.c.study_id)),
+        )
+        .label("must_run_again"),
+    )
+    .join_from(_BOOKS, _DEFINITION, _DEFINITION.c.study_id == _BOOKS.c.study_id)
+    .where(
+        _DEFINITION.c.key == DEFINITION,
+        _BOOKS.c.state == StudyState.OPEN.value,
+        ~_IS_ARCHIVED,
+        ~sa.exists().where(_LEASE.study_id == _BOOKS.c.study_id, _OPEN),
+    )
 )
 _SET_STATE = sa.update(_BOOKS).where(_BOOKS.c.study_id == _given("study")).values(state=_given("new_state"))
 _ABOUT_TRIAL = (_COMMAND.study_id == _given("study"), _COMMAND.trial_id == _given("trial"))
@@ -605,6 +642,13 @@ class Ledger:
     def open_lease_count(self, session: Session) -> int:
         """How many trials are in the hands of workers."""
         return session.scalar(sa.select(sa.func.count()).select_from(_LEASES).where(_OPEN)) or 0
+
+    def unattended(self, session: Session) -> list[Unattended]:
+        """The open studies of which nobody has a trial in hand."""
+        return [
+            Unattended(row.definition, _spent(row), row.must_run_again)
+            for row in session.execute(_UNATTENDED)
+        ]
 
     def overdue(self, session: Session) -> list[int]:
         """The ids of the studies that have a lease which has run out."""

@@ -72,3 +72,5 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "optuna"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
+    # of each call it would say, without its id, what our client says with it
+    logging.getLogger("httpx").setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol, Self
 
 import optuna
@@ -30,7 +30,7 @@ from tuner.definition import Budget, ComparisonDefinition, StudyDefinition, find
 from tuner.errors import ConflictError, DefinitionError, NotFoundError, TunerError
 from tuner.executors import Where, find_executor
 from tuner.explain import near_miss
-from tuner.ledger import ARCHIVED, COMPARISON, Ledger, Spent, StudyState
+from tuner.ledger import ARCHIVED, COMPARISON, DEFINITION, Ledger, Spent, StudyState
 from tuner.panda import Session
 from tuner.pareto import front_of
 from tuner.population import Stretch, lineage, require_whole_trainings
@@ -43,8 +43,6 @@ from tuner.transfer import StudyDocument, dump, trials_of
 from tuner.trial_run import Function, Outcome, run_trial
 
 __all__ = ["StudyManager", "StudySummary"]
-
-DEFINITION = "tuner:definition"
 
 IMPORTED = "tuner:imported"
 """The attribute that names the request by which a study was imported."""
@@ -709,6 +707,13 @@ class StudyManager:
         """What workers do now in these studies, here and elsewhere: by trial, the oldest first."""
         return Runs(self._ledger).working(names)
 
+    def unattended(self, session: OpenSession) -> int:
+        """How many studies could hand out a trial now, or have one to run again, while nobody has any of theirs."""
+        return sum(
+            found.must_run_again or _has_room(found.definition, found.spent)
+            for found in self._ledger.unattended(session)
+        )
+
     @cached_property
     def _storage(self) -> BaseStorage:
         return cached(self._database)
@@ -825,6 +830,17 @@ def definition_of(study: Described) -> StudyDefinition | None:
     """
     document = study.user_attrs.get(DEFINITION)
     return None if document is None else StudyDefinition.model_validate(document)
+
+
+@lru_cache(4096)
+def _read_definition(document: str) -> StudyDefinition:
+    """A definition from what the database holds: whoever watches reads all of them, again and again."""
+    return StudyDefinition.model_validate_json(document)
+
+
+def _has_room(document: str, spent: Spent) -> bool:
+    definition = _read_definition(document)
+    return has_budget(definition, spent, definition.trials)
 
 
 def _require_definition(study: Described) -> StudyDefinition:

@@ -5,8 +5,11 @@ without one of its own. The second runs containers, in a network namespace that 
 published ports work there as they do anywhere, and nothing of this machine's network is touched. The thread of the
 tests enters that namespace (`Engine.inside`), so that it is "outside" of the containers, where a user would be.
 
-Images are kept in `FOLDER`: the base (debootstrap, as nothing need be pulled), PostgreSQL, and the image under test by
-a digest of what it is made of. Run as a script, it makes them: `python engine.py`.
+Images are kept in `FOLDER`: the base (debootstrap, as nothing need be pulled), PostgreSQL, Caddy, and the image under
+test by a digest of what it is made of. Run as a script, it makes them: `python engine.py`.
+
+Debian has Compose in two versions: the suite that the rest is from has 1.29, which is installed; the next has 2, which
+is put beside it (`newer_compose`). The tests use both.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,15 +34,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
-__all__ = ["NAME", "ROOT", "Engine", "FailedError", "NoEngineError", "engine", "images"]
+__all__ = ["NAME", "ROOT", "Engine", "FailedError", "NoEngineError", "engine", "images", "newer_compose"]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-FOLDER = Path("/var/cache/tuner-docker")
-RUN = Path("/run/tuner-docker")
+FOLDER = Path(os.environ.get("TUNER_DOCKER_CACHE", "/var/cache/tuner-docker"))
+RUN = Path("/run") / FOLDER.name
 NAME = "tuner-test"
 BASE, BUILD = f"{NAME}/base:1", f"{NAME}/build:1"
-SUITE = "bookworm"
+SUITE, NEXT_SUITE = "bookworm", "trixie"
 OFFICIAL = {"base": "python:3.13-slim-bookworm", "postgres": "postgres:17-bookworm"}
 
 PACKAGES = (
@@ -158,25 +162,30 @@ def engine(*, building: bool = False) -> Iterator[Engine]:
 
 
 def images() -> dict[str, str]:
-    """Make what is missing; the names of the images of the program and of PostgreSQL.
+    """Make what is missing; the names of the images: of the program, of it with the tests' objective, of the others.
 
     Raises:
         NoEngineError: there is no engine that could.
     """
+    own = _digest(*SOURCES)
     names = {
-        "tuner": f"{NAME}/tuner:{_digest(*SOURCES)}",
-        "postgres": f"{NAME}/postgres:{_digest('tests/docker/postgres')}",
+        "tuner": f"{NAME}/tuner:{own}",
+        "walk": f"{NAME}/walk:{own}-{_digest('tests/docker/objective')}-{_short(_with_an_objective())}",
+        **{name: f"{NAME}/{name}:{_digest(f'tests/docker/{name}')}" for name in ("postgres", "caddy")},
     }
-    with contextlib.ExitStack() as stack:
-        build = stack.enter_context(engine(building=True))
+    with engine(building=True) as build:
         if not build.has(BASE):
             _make_base(build)
         if not build.has(BUILD):
             _make_build(build)
         on = ("--build-arg", f"BASE_IMAGE={BASE}")
         both = (*on, "--build-arg", f"BUILD_IMAGE={BUILD}", "--file", str(ROOT / "docker/Dockerfile"))
-        wanted = {"postgres": (*on, str(HERE / "postgres")), "tuner": (*both, str(ROOT))}
-        with ThreadPoolExecutor() as threads:  # both wait for their registries
+        wanted = {
+            "postgres": (*on, str(HERE / "postgres")),
+            "caddy": (*on, str(HERE / "caddy")),
+            "tuner": (*both, str(ROOT)),
+        }
+        with ThreadPoolExecutor() as threads:  # they wait for their registries
             building = [
                 threads.submit(_build, build, names[name], *arguments)
                 for name, arguments in wanted.items()
@@ -184,8 +193,32 @@ def images() -> dict[str, str]:
             ]
         for made in building:
             made.result()
+        if not build.has(names["walk"]):
+            _build_walk(build, names)
         _drop_old(build, set(names.values()))
     return names
+
+
+def _with_an_objective() -> str:
+    """What docker/README.md has for an image with an objective of one's own."""
+    [block] = re.findall(r"```dockerfile\n(.*?)```", (ROOT / "docker/README.md").read_text(), re.DOTALL)
+    return str(block)
+
+
+def _build_walk(build: Engine, names: Mapping[str, str]) -> None:
+    """The tests' objective, by the README's Dockerfile, on the bases that there are here."""
+    folder = FOLDER / "walk"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(HERE / "objective", folder / "my_package")
+    with_pip = f"FROM {BUILD} AS build\nRUN python3 -m venv /pip\nENV PATH=/pip/bin:$PATH"
+    stages = {f"FROM {OFFICIAL['base']} AS build": with_pip, "FROM tuner": f"FROM {names['tuner']}"}
+    text = _with_an_objective()
+    for theirs, ours in stages.items():
+        assert text.count(f"{theirs}\n") == 1, theirs
+        text = text.replace(f"{theirs}\n", f"{ours}\n")
+    (folder / "Dockerfile").write_text(text)
+    _build(build, names["walk"], str(folder))
+    shutil.rmtree(folder)
 
 
 def _build(build: Engine, name: str, *arguments: str) -> None:
@@ -196,7 +229,7 @@ def _build(build: Engine, name: str, *arguments: str) -> None:
 def _drop_old(build: Engine, kept: set[str]) -> None:
     """Of earlier versions of the sources: the layers that are still used stay."""
     for name in build("images", "--format", "{{.Repository}}:{{.Tag}}").split():
-        if name.startswith((f"{NAME}/tuner:", f"{NAME}/postgres:")) and name not in kept:
+        if re.match(rf"{NAME}/(tuner|walk|postgres|caddy):", name) and name not in kept:
             build("rmi", name, check=False)
     if build.is_ours:  # stages of builds that nobody has used for long
         build("image", "prune", "--force", "--filter", f"until={KEPT_HOURS}h", check=False)
@@ -216,6 +249,10 @@ def _digest(*paths: str) -> str:
             if file.is_file() and not _BESIDE & {*name.parts[:-1], file.suffix}:
                 found.update(str(name).encode() + file.read_bytes())
     return found.hexdigest()[:12]
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 # ------------------------------------------------------------------------------------------------------- our own daemon
@@ -260,6 +297,46 @@ def _install() -> None:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise NoEngineError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
+
+
+def newer_compose() -> Path:
+    """A folder for DOCKER_CONFIG in which `docker compose` is version 2: Debian's package of it, only unpacked.
+
+    Raises:
+        NoEngineError: it cannot be had.
+    """
+    folder = FOLDER / f"compose-{NEXT_SUITE}"
+    plugin = folder / "cli-plugins/docker-compose"
+    if plugin.exists():
+        return folder
+    draft = FOLDER / "compose-draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    for place in ("lists/partial", "cache/archives/partial"):
+        (draft / place).mkdir(parents=True)
+    debian = "apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Label: Debian' | head -n 1"
+    site = subprocess.run(debian, shell=True, capture_output=True, text=True, check=False).stdout.strip()
+    key = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    (draft / "sources.list").write_text(f"deb [signed-by={key}] {site} {NEXT_SUITE} main\n")
+    settings = {
+        "Dir::Etc::sourcelist": draft / "sources.list",
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::State::Lists": draft / "lists",
+        "Dir::Cache": draft / "cache",
+        "APT::Sandbox::User": "root",
+    }
+    apt = ["apt-get", "-qq", *(f"--option={name}={value}" for name, value in settings.items())]
+    for command in (
+        [*apt, "update"],
+        [*apt, "download", "docker-compose"],
+        ["sh", "-c", "dpkg --extract docker-compose_*.deb unpacked"],
+    ):
+        done = subprocess.run(command, cwd=draft, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise NoEngineError(f"no Compose 2: {' '.join(command)} failed: {done.stderr.strip()[-500:]}")
+    plugin.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(draft / "unpacked/usr/libexec/docker/cli-plugins/docker-compose", plugin)
+    shutil.rmtree(draft)
+    return folder
 
 
 _NEEDS = {

@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from engine import NAME, ROOT, Engine, FailedError
+from engine import NAME, ROOT, Engine, FailedError, newer_compose
+from postgresql import absent
 from stack import EPOCHS, TRIALS, Stack, until
 
 from tuner import StudyManager
@@ -40,6 +41,23 @@ def test_image(docker: Engine, built: dict[str, str]) -> None:
     docker("run", "--rm", "--network", "none", "--entrypoint", "sh", built["tuner"], "-c", tools)
 
 
+LIBRARIES = """
+from importlib.metadata import distributions
+for found in distributions():
+    print(f"{found.name.lower().replace('_', '-').replace('.', '-')}=={found.version}")
+"""
+
+
+def test_image_has_the_versions_that_were_tested(docker: Engine, built: dict[str, str]) -> None:
+    inside = docker(
+        "run", "--rm", "--network", "none", "--entrypoint", "python", built["tuner"], "-c", LIBRARIES
+    )
+    found = {line for line in inside.splitlines() if not line.startswith("tuner==")}
+    pinned = set((ROOT / "docker/constraints.txt").read_text().splitlines())
+    assert len(found) > 50
+    assert found - pinned == set()
+
+
 def test_image_alone_serves_nobody(docker: Engine, built: dict[str, str]) -> None:
     """Without being told how, it neither sends tokens in the clear nor answers to any name."""
     said = docker.run("sh", "-c", f"docker run --rm --network none {built['tuner']} 2>&1; echo exit $?")
@@ -47,14 +65,23 @@ def test_image_alone_serves_nobody(docker: Engine, built: dict[str, str]) -> Non
     assert said.endswith("exit 2")
 
 
-def test_compose_files_are_valid(docker: Engine) -> None:
-    files = ("--file", str(ROOT / "docker/compose.yaml"), "--file", str(ROOT / "docker/compose.tls.yaml"))
-    shown = docker.compose(*files, "config", env={"TUNER_NAME": "tuner.example.org"})
+@pytest.mark.parametrize("command", ["docker compose", "docker-compose"])
+def test_compose_files_are_valid(docker: Engine, command: str) -> None:
+    """For Compose 2 and 1.29: with the proxy in front, and each by itself."""
+    newer = {"DOCKER_CONFIG": str(newer_compose())} if docker.is_ours and " " in command else {}
+    if docker.run(*command.split(), "version", env=newer, check=False) == "":
+        absent(f"there is a Docker engine, but no {command}")
+    files = {name: ("--file", str(ROOT / "docker" / name)) for name in ("compose.yaml", "compose.tls.yaml")}
+    both = (*command.split(), *files["compose.yaml"], *files["compose.tls.yaml"], "config")
+    shown = docker.run(*both, env={**newer, "TUNER_NAME": "tuner.example.org", "TUNER_EDGE": "10.9.8"})
     assert "api tuner.example.org" in shown
+    assert "FORWARDED_ALLOW_IPS: 10.9.8.2" in shown
     with pytest.raises(
         FailedError, match="under which the service is reached"
     ):  # nobody is let in under any name
-        docker.compose(*files, "config", env={"TUNER_NAME": ""})
+        docker.run(*both, env={**newer, "TUNER_NAME": ""})
+    single = (*command.split(), "--file", str(ROOT / "docker/compose.sqlite.yaml"), "config", "--quiet")
+    docker.run(*single, env=newer)
 
 
 @contextmanager
@@ -132,8 +159,9 @@ def test_study_from_outside_by_three_workers(stack: Stack) -> None:
     stack.create("outside")
     _check(stack, "outside", {})
     _check_ids(stack, "worker")
-    done = [line["message"] for line in stack.log("worker") if "outside trial" in line["message"]]
-    assert len(done) == TRIALS
+    said = stack.log("worker")
+    assert len([line for line in said if "outside trial" in line["message"]]) == TRIALS
+    assert not [line for line in said if line["logger"] == "httpx"]  # which knows no ids
     workers = [
         any("outside" in r.get("path", "") for r in map(json.loads, _lines(stack, c)))
         for c in stack.containers("worker")
@@ -176,6 +204,23 @@ def test_dashboard_after_log_in(stack: Stack) -> None:
         assert page.status_code == 200
         assert "optuna" in page.text.lower()
         assert isinstance(browser.get("/api/studies").json()["study_summaries"], list)
+
+
+def test_every_container_is_hardened_and_limited(stack: Stack) -> None:
+    restarts = {"db": "unless-stopped", "migrate": "no", "api": "unless-stopped", "worker": "unless-stopped"}
+    for service, restart in restarts.items():
+        for container in stack.containers(service):
+            host = json.loads(stack.docker("inspect", container))[0]["HostConfig"]
+            assert host["ReadonlyRootfs"], service
+            assert host["CapDrop"] == ["ALL"], service
+            assert host["SecurityOpt"] == ["no-new-privileges:true"], service
+            assert host["Memory"] > 0, service
+            assert host["PidsLimit"] > 0, service
+            assert host["RestartPolicy"]["Name"] in (restart, "" if restart == "no" else restart), service
+            addresses = {
+                place["HostIp"] for places in (host["PortBindings"] or {}).values() for place in places
+            }
+            assert addresses == ({"127.0.0.1"} if service == "api" else set()), service
 
 
 REACH = """

@@ -254,6 +254,22 @@ def test_without_a_proxy_nobody_says_he_is_another(start: Callable[..., Running]
     assert "203.0.113.9" not in running.log()
 
 
+def test_only_the_proxy_is_believed(start: Callable[..., Running]) -> None:
+    """Whoever else reaches the port, as workers of a container's network do, is who they are."""
+    running = start(TUNER_BEHIND_PROXY="1", FORWARDED_ALLOW_IPS="10.1.2.3, 127.0.0.2/32")
+    proxied = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
+    assert "Strict-Transport-Security" not in httpx.get(f"{running.url}/login", headers=proxied).headers
+    proxy = httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2"))
+    with proxy:
+        assert "Strict-Transport-Security" in proxy.get(f"{running.url}/login", headers=proxied).headers
+        spoofed = {**proxied, "X-Forwarded-For": "198.51.100.7, 203.0.113.10"}  # the proxy adds the last
+        proxy.get(f"{running.url}/login", headers=spoofed)
+    _eventually(lambda: '"client": "203.0.113.10"' in running.log())
+    assert '"client": "203.0.113.9"' in running.log()
+    assert '"client": "127.0.0.1"' in running.log()
+    assert '"client": "198.51.100.7"' not in running.log()
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_tls(start: Callable[..., Running], tmp_path: Path) -> None:
     command = [
@@ -380,6 +396,9 @@ def test_tokens_by_the_command_line(start: Callable[..., Running], tmp_path: Pat
         ({"allowed_hosts": ("a:80",)}, "a name or an address"),
         ({"allowed_hosts": ("http://a",)}, "a name or an address"),
         ({"log_level": "loud"}, "--log-level"),
+        ({"proxies": "*"}, r"--proxies are addresses or networks, .* got '\*'"),
+        ({"proxies": "10.0.0.1, proxy"}, "got ' proxy'"),
+        ({"proxies": "10.0.0.1/8"}, "got"),
     ],
 )
 def test_settings_that_do_not_do(settings: dict[str, Any], rule: str) -> None:

@@ -23,7 +23,7 @@ from tuner.service import comparisons, studies, trials
 from tuner.service.desk import Desk
 from tuner.service.identity import Role, identity, needs
 from tuner.service.limits import Guard, Limits
-from tuner.service.metrics import Metrics, Watched
+from tuner.service.metrics import Metrics
 from tuner.service.paths import allowed
 from tuner.service.problems import Problem, answer_problems
 from tuner.storage import Mode, patience
@@ -60,13 +60,13 @@ def api(manager: StudyManager, *, reap_seconds: float = 5.0, answer_seconds: flo
         generate_unique_id_function=_operation,
     )
     app.state.desk, app.state.allowed = front_desk, partial(_allowed, app)
+    app.state.metrics = metrics  # whoever is in front counts what it answers itself, too
     answer_problems(app)
     for router in (comparisons.router, studies.router, trials.router):
         app.include_router(router)
     _add_own_pages(app, metrics)
     # the last is the outermost
     app.add_middleware(Limits)
-    app.add_middleware(Watched, metrics=metrics)
     app.add_middleware(Guard, is_ready=lambda: ready(manager) is None, seconds=answer_seconds)
     return app
 

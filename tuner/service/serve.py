@@ -30,6 +30,7 @@ from tuner.service.auth import TokenInfo, Tokens
 from tuner.service.dashboard import Dashboard
 from tuner.service.front import Readiness, front
 from tuner.service.identity import Role
+from tuner.service.metrics import Watched
 from tuner.service.pages import Pages
 from tuner.service.tokens import add_tokens
 from tuner.storage import DEFAULT_URL, safe_url
@@ -49,8 +50,8 @@ KEEP_ALIVE_SECONDS = 75
 
 _log = logging.getLogger("tuner.service")
 
-PROXIES = "127.0.0.0/8,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
-"""Whose word on the client's address and scheme is taken behind a proxy; FORWARDED_ALLOW_IPS names others."""
+PROXIES = "127.0.0.0/8,::1"
+"""Whose word on the client's address and scheme is taken behind a proxy, unless told otherwise: this machine's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Settings:
         host: the address to listen on.
         port: 0 takes a free one.
         behind_proxy: a proxy in front encrypts, and says who the client is.
+        proxies: the addresses and networks, with commas, that are believed in that.
         tls_cert: a file with the certificate and those it was signed with; goes with `tls_key`.
         tls_key: a file with its private key.
         allowed_hosts: names under which clients reach the service, besides `localhost` and `host`.
@@ -85,6 +87,7 @@ class Settings:
     admin_token_file: Path | None = None
     worker_token_file: Path | None = None
     lease_seconds: float = 120.0
+    proxies: str = PROXIES
 
     def __post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -102,6 +105,11 @@ class Settings:
         for host in self.allowed_hosts:
             if not host or any(sign in host for sign in "/*, ") or (":" in host and not _is_address(host)):
                 raise DefinitionError(f"--allowed-host is a name or an address, without a port; got {host!r}")
+        for proxy in self.proxies.split(","):
+            if not _is_network(proxy.strip()):
+                raise DefinitionError(
+                    f"--proxies are addresses or networks, with commas between; got {proxy!r}"
+                )
         logs.check_level(self.log_level)
         if not self.lease_seconds >= SHORTEST_LEASE:
             raise DefinitionError(
@@ -131,7 +139,7 @@ def service(manager: StudyManager, tokens: Tokens, settings: Settings) -> ASGIAp
     """The whole service as one ASGI application."""
     interface, dashboard = api(manager), Dashboard(manager.ledger.database)
     add_tokens(interface, tokens)
-    return front(
+    app = front(
         api=interface,
         pages=Pages(manager, tokens),
         dashboard=dashboard,
@@ -139,6 +147,7 @@ def service(manager: StudyManager, tokens: Tokens, settings: Settings) -> ASGIAp
         is_ready=Readiness(partial(ready, manager)),
         hosts=settings.hosts,
     )
+    return Watched(app, metrics=interface.state.metrics)
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
@@ -198,7 +207,7 @@ def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         lifespan="on",
         ws="none",
         proxy_headers=settings.behind_proxy,
-        forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", PROXIES),
+        forwarded_allow_ips=settings.proxies,
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         ssl_certfile=settings.tls_cert,
@@ -264,6 +273,14 @@ def _address(listening: socket.socket, settings: Settings) -> str:
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
     except ValueError:
         return False
     return True

@@ -80,7 +80,11 @@ def test_what_does_not_matter_is_equivalent() -> None:
     finals = {"a": list(a), "b": list(a + 1e-6)}
     assert judged(claimed(finals, ["a", "b"])) == "holds"
     assert judged(claimed(finals, ["a", "b"], matters=0.01)) == "does not hold: equivalent within 0.01"
+    verdict = claimed(finals, ["a", "b"], matters=0.01).verdict
+    assert verdict.startswith("a is best over 12 seeds")
+    assert verdict.endswith(". Equivalent within 0.01: a and b.")
     assert judged(claimed(finals, ["a", "b"], matters=1e-7)) == "holds"
+    assert "quivalent" not in claimed(finals, ["a", "b"], matters=1e-7).verdict
     few = {arm: values[:5] for arm, values in finals.items()}
     assert not claimed(few, ["a", "b"], matters=0.01).are_equivalent("a", "b")
 

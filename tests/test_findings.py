@@ -129,7 +129,9 @@ def test_importance_is_found_where_it_is_known(
         order, tau = method.orders["thousand"]
         assert order[0] == "a"
         assert tau == pytest.approx(stats.kendalltau([-"abc".index(n) for n in order], [3, 2, 1]).statistic)
+        assert all((estimate.low or 0.0) >= 0 for estimate in method.shares.values())
     assert importance(known) == found
+    assert known.verdict.startswith("The arms are problems, not competitors")
     told = find(known)
     assert told.verdict.startswith("holds")
     assert told.lines[0] == "| parameter | share of importance, PED-ANOVA | share of importance, fANOVA |"

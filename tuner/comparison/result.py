@@ -255,7 +255,19 @@ class ComparisonResult:
 
     @property
     def verdict(self) -> str:
-        """The outcome in one or two sentences."""
+        """The outcome in one to three sentences."""
+        if self.definition.comparison.finding == "importance":
+            return "The arms are problems, not competitors; `tuner evidence` tells which parameters matter."
+        alike = [
+            f"{first} and {second}"
+            for first, second in combinations(self.ranking, 2)
+            if self.are_equivalent(first, second)
+        ]
+        matters = self.definition.comparison.matters or 0.0
+        return self._said + (f" Equivalent within {matters:g}: {', '.join(alike)}." if alike else "")
+
+    @property
+    def _said(self) -> str:
         rows = self.table()
         if not rows:
             needed = {"test": "a test value", "metric": f"the metric {self.judged_by}"}

@@ -304,3 +304,24 @@ def test_a_metric_is_kept_apart_from_what_a_run_records_itself() -> None:
     (document,) = json.loads(result.to_json())["runs"]
     assert document["test"]["trial"] == 0
     assert document["test"]["metric_trial"] == [0.5]
+
+
+def test_a_claim_about_importance_is_judged_from_the_trials_of_its_comparison(
+    tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.comparison.findings.RESAMPLES", 2)
+    monkeypatch.setattr("tuner.comparison.importance.TREES", 2)
+    (tmp_path / "claims").mkdir()
+    claim = STUDY.replace("seeds = 2", 'seeds = 2\nclaim = "x0 matters most"\nfinding = "importance"')
+    claim = claim.replace("high = 10", "high = 10\npriority = 1").replace('"sobol"}', '"random"}')
+    (tmp_path / "claims" / "06-x0.toml").write_text(claim)
+    (tmp_path / "notes.md").write_text(DOCUMENT)
+    code, out, _ = tuner("evidence", "--claims", "claims", "--document", "notes.md", "--workers", "1")
+    assert code == 0
+    text = (tmp_path / "notes.md").read_text()
+    verdict = out.removeprefix("06-x0: ").strip()
+    assert f"**x0 matters most** — *{verdict}.*\n" in text
+    assert "| parameter | share of importance, PED-ANOVA | share of importance, fANOVA |" in text
+    assert "- Tier 1 − tier 2, mean share of a parameter: PED-ANOVA" in text
+    assert "`tuner evidence 06-x0`" in text
+    assert "mean rank" not in text

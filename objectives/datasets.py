@@ -24,6 +24,7 @@ __all__ = [
     "folds",
     "load_digits",
     "random_stream",
+    "set_aside",
     "split",
     "stratified_parts",
     "subsample",
@@ -94,8 +95,13 @@ def split(data: Data, seed: int, shares: tuple[float, float, float] = (0.6, 0.2,
 
 def subsample(data: Data, count: int, seed: int) -> Data:
     """`count` samples, random and stratified; the same for the same seed."""
-    kept, _ = stratified_parts(data.y, (count, len(data.y) - count), random_stream(seed, 2))
-    return data.take(kept)
+    return set_aside(data, count, random_stream(seed, 2))[0]
+
+
+def set_aside(data: Data, count: int, rng: np.random.Generator) -> tuple[Data, Data]:
+    """`count` samples, random and stratified, and the others."""
+    kept, others = stratified_parts(data.y, (count, len(data.y) - count), rng)
+    return data.take(kept), data.take(others)
 
 
 def folds(data: Data, count: int, seed: int) -> list[tuple[Data, Data]]:

@@ -14,7 +14,15 @@ import numpy as np
 from objectives.datasets import Data, load_digits
 from objectives.training import TrainingObjective
 
-__all__ = ["digits", "digits_few", "digits_noisy", "digits_shifted", "load_noisy", "load_shifted"]
+__all__ = [
+    "digits",
+    "digits_few",
+    "digits_noisy",
+    "digits_scarce",
+    "digits_shifted",
+    "load_noisy",
+    "load_shifted",
+]
 
 CANVAS = 12
 SHIFT = 2
@@ -65,4 +73,13 @@ digits_few = TrainingObjective(
     load=load_digits,
     defaults={"batch_size": 32},
     train_size=200,
+)
+
+digits_scarce = TrainingObjective(
+    name="digits-scarce",
+    description="dev cross-entropy of a network on 8×8 digits, with 100 training and 30 dev examples",
+    load=load_digits,
+    defaults={"batch_size": 16},
+    train_size=100,
+    dev_size=30,
 )

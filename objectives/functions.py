@@ -43,6 +43,7 @@ __all__ = [
     "make_noisy_quadratic",
     "make_rastrigin",
     "make_rosenbrock",
+    "make_saddle",
     "narrow_well",
     "noisy_quadratic",
     "plateau",
@@ -398,34 +399,56 @@ ackley = make_ackley(5)
 # Saddle -----------------------------------------------------------------------------------------------------
 
 
-def _saddle(x: Array) -> Array:
-    """½ x0² + ¼ x1⁴ − ½ x1² = ½ x0² + ¼ (x1² − 1)² − ¼."""
-    x0, x1 = x[..., 0], x[..., 1]
-    return x0**2 / 2 + x1**4 / 4 - x1**2 / 2
+@dataclass(frozen=True, slots=True)
+class _Saddle:
+    """½ x0² + c (¼ x1⁴ − ½ x1²) = ½ x0² + c (¼ (x1² − 1)² − ¼)."""
+
+    steepness: float
+
+    def __call__(self, x: Array) -> Array:
+        x0, x1 = x[..., 0], x[..., 1]
+        return x0**2 / 2 + self.steepness * (x1**4 / 4 - x1**2 / 2)
 
 
-def _saddle_gradient(x: Array) -> Array:
-    x0, x1 = x[..., 0], x[..., 1]
-    return np.stack([x0, x1**3 - x1], axis=-1)
+@dataclass(frozen=True, slots=True)
+class _SaddleGradient:
+    steepness: float
+
+    def __call__(self, x: Array) -> Array:
+        x0, x1 = x[..., 0], x[..., 1]
+        return np.stack([x0, self.steepness * (x1**3 - x1)], axis=-1)
 
 
-saddle = Landscape(
-    name="saddle",
-    description="x0²/2 + x1⁴/4 - x1²/2: a strict saddle at the origin between two minima of value -1/4",
-    reference="J. D. Lee, M. Simchowitz, M. I. Jordan and B. Recht, Gradient descent only converges to "
-    "minimizers, COLT (2016), after Y. Nesterov, Introductory Lectures on Convex Optimization (2004), "
-    "section 1.2.3",
-    function=_saddle,
-    slope=_saddle_gradient,
-    optimum=Optimum(-0.25, ((0.0, -1.0), (0.0, 1.0))),
-    bounds=(_golden_range(-2.0),) * 2,
-    start=(1.0, 0.01),
-)
-"""Bounded below, with a strict saddle: the Hessian is diag(1, −1) at the origin, diag(1, 2) at both minima.
+def make_saddle(steepness: float, name: str = "saddle") -> Landscape:
+    """½ x0² + c (¼ x1⁴ − ½ x1²) with c = `steepness`: a strict saddle between two minima of value −c/4.
 
-Gradient descent from (x0, 0) ends in the saddle; from beside that line it escapes, |x1| at first growing by
-the factor 1 + learning rate a step. The default point is close beside it.
-"""
+    The Hessian is diag(1, −c) at the origin, diag(1, 2c) at both minima. Gradient descent from (x0, 0) ends in
+    the saddle; from beside that line it escapes, |x1| at first growing by the factor 1 + c · learning rate a
+    step. The default point is close beside it.
+
+    Raises:
+        ValueError: `steepness` is not positive.
+    """
+    if not steepness > 0:
+        raise ValueError(f"steepness must be positive; got {steepness}")
+    factor = "" if steepness == 1 else f"{steepness:g} · "
+    return Landscape(
+        name=name,
+        description=f"x0²/2 + {factor}(x1⁴/4 - x1²/2): a strict saddle at the origin between two minima of value "
+        f"{-steepness / 4:g}",
+        reference="J. D. Lee, M. Simchowitz, M. I. Jordan and B. Recht, Gradient descent only converges to "
+        "minimizers, COLT (2016), after Y. Nesterov, Introductory Lectures on Convex Optimization (2004), "
+        "section 1.2.3",
+        function=_Saddle(steepness),
+        slope=_SaddleGradient(steepness),
+        optimum=Optimum(-steepness / 4, ((0.0, -1.0), (0.0, 1.0))),
+        bounds=(_golden_range(-2.0),) * 2,
+        start=(1.0, 0.01),
+    )
+
+
+saddle = make_saddle(1.0)
+"""Bounded below, with a strict saddle."""
 
 
 # Plateau ----------------------------------------------------------------------------------------------------

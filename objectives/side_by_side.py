@@ -17,7 +17,10 @@ from objectives.training import Training, TrainingObjective, one_blas_thread
 __all__ = ["OWN", "evaluate_side_by_side", "stack_key"]
 
 OWN = frozenset(
-    {"learning_rate", "momentum", "beta_2", "epsilon", "l1", "l2", "dropout", "bn_momentum", "initialization"}
+    {
+        *("learning_rate", "momentum", "beta_2", "epsilon", "l1", "l2", "dropout", "bn_momentum"),
+        *("initialization", "initial_scale"),
+    }
 )
 """Hyperparameters in which trials of one stack may differ."""
 

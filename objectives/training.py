@@ -21,6 +21,7 @@ from objectives.datasets import (
     Splits,
     folds,
     random_stream,
+    set_aside,
     split,
     subsample,
 )
@@ -46,7 +47,10 @@ __all__ = ["HYPERPARAMETERS", "METRICS", "Training", "TrainingObjective", "one_b
 PROBE_ROWS = 256
 """Rows of the dev split on which the layers' inputs are watched."""
 
-EVALUATIONS = ("holdout", "cross-validation")
+EVALUATIONS = ("holdout", "cross-validation", "reserve")
+
+RESERVE = 101
+"""The stream of random numbers of `reserve`; those of folds are 1 to 100."""
 
 HYPERPARAMETERS = (
     Hyperparameter("learning_rate", 0.01, 1, "α, the step size", low=1e-8, high=100.0, adjustable=True),
@@ -99,6 +103,9 @@ HYPERPARAMETERS = (
     Hyperparameter("optimizer", "adam", None, "how steps are made", choices=tuple(OPTIMIZERS)),
     Hyperparameter("initialization", "he", None, "variance of the first weights", choices=INITIALIZATIONS),
     Hyperparameter(
+        "initial_scale", 1.0, None, "multiplies the first weights of `initialization`", low=1e-3, high=1e3
+    ),
+    Hyperparameter(
         "input_normalization", "standard", None, "fitted on the train split only", choices=NORMALIZATIONS
     ),
     Hyperparameter("epochs", 20, None, "passes over the train split", low=1, high=1_000_000, integer=True),
@@ -111,7 +118,9 @@ HYPERPARAMETERS = (
         high=1_000_000,
         integer=True,
     ),
-    Hyperparameter("evaluation", "holdout", None, "one dev split, or k folds", choices=EVALUATIONS),
+    Hyperparameter(
+        "evaluation", "holdout", None, "one dev split, k folds, or the reserve", choices=EVALUATIONS
+    ),
     Hyperparameter("folds", 5, None, "folds of cross-validation", low=2, high=100, integer=True),
 )
 """What every training objective accepts."""
@@ -132,23 +141,27 @@ class TrainingObjective:
     parts of the seed. No tuned value or metric depends on the test split: `test_metrics` looks at it, once,
     when tuning is over.
 
-    `train_size` keeps only so many samples of the train split (stratified). `reference_error` is the error
+    `train_size` keeps only so many samples of the train split (stratified), `dev_size` of the dev split:
+    its other samples are a reserve, for judging evaluations. `reference_error` is the error
     that the diagnosis compares the train error with. `macro_f1` adds the dev split's macro-F1 to the
     metrics, for data with unequal classes.
 
     Metrics of each epoch: `train_loss`, `dev_loss` (cross-entropy without penalties, at test time),
-    `train_error`, `dev_error` (share of wrong predictions), `parameters` (how many numbers are learned),
-    `learning_rate`, `gradient_norm`, `seconds` (of this epoch).
+    `train_error`, `dev_error` (share of wrong predictions), `gap` (dev loss minus train loss),
+    `parameters` (how many numbers are learned), `learning_rate`, `gradient_norm`, `seconds` (of this epoch).
 
     The diagnosis in numbers: `bias` (train error minus reference), `variance` (dev minus train error),
     `plateau` (1 if the gradient is near zero while the train loss is above its best), and `mean_shift_l`
-    and `variance_shift_l`, the internal covariate shift of layer l's inputs since the epoch before;
-    `diagnose` puts a trial's metrics into words.
+    and `variance_shift_l`, the internal covariate shift of layer l's inputs since the epoch before, with
+    `mean_shift`, the mean over all these layers and all epochs so far; `diagnose` puts a trial's metrics into
+    words.
 
     With `patience` the last epoch's value and losses are those of the best network, which is restored.
     With `evaluation="cross-validation"` (or `{"method": "cross-validation", "folds": 5}`) step k = 1..folds
     yields the value of fold k, trained for all its epochs, and one last step yields their mean, the score;
-    the folds part train and dev split together, never the test split.
+    the folds part train and dev split together, never the test split. With `evaluation="reserve"` the value is
+    that on the reserve, with other first weights and another order of samples: what a configuration is worth,
+    apart from the luck of the evaluation that is judged by it.
     """
 
     name: str
@@ -158,6 +171,7 @@ class TrainingObjective:
     direction: str = "minimize"
     reference_error: float = 0.0
     train_size: int | None = None
+    dev_size: int | None = None
     macro_f1: bool = False
 
     @property
@@ -185,15 +199,19 @@ class TrainingObjective:
             Diverged: gradients, parameters or losses are NaN or infinite.
         """
         full = self.complete(params)
-        if full["evaluation"] == "holdout":
+        if full["evaluation"] == "cross-validation":
+            yield from self._cross_validate(full, seed, resume)
+        else:
             given = {name: full[name] for name in ADJUSTABLE if name in params}
             yield from self.training(full, seed).epochs(resume, given)
-        else:
-            yield from self._cross_validate(full, seed, resume)
 
     def splits(self, seed: Seed) -> Splits:
         """The train, dev and test split of a study."""
-        return _cached_splits(self.load, seed.study, self.train_size)
+        return self._parts(seed)[0]
+
+    def _parts(self, seed: Seed) -> tuple[Splits, Data | None]:
+        """The splits of a study, and the reserve where there is one."""
+        return _cached_parts(self.load, seed.study, self.train_size, self.dev_size)
 
     def diagnose(self, epochs: Sequence[Mapping[str, float]], *, best_loss: float | None = None) -> Diagnosis:
         """The diagnosis of a trial from its metrics; `best_loss` is the best train loss known elsewhere."""
@@ -216,9 +234,15 @@ class TrainingObjective:
         return {"test_loss": loss, "test_error": error}
 
     def training(self, full: Mapping[str, Any], seed: Seed) -> Training:
-        """A training on the study's train split, watched on its dev split; `full` as from `complete`."""
-        splits = self.splits(seed)
-        return self._training(splits.train, splits.dev, full, seed)
+        """A training on the study's train split, watched on its dev split or the reserve; `full` as from
+        `complete`.
+        """
+        splits, reserve = self._parts(seed)
+        if full["evaluation"] != "reserve":
+            return self._training(splits.train, splits.dev, full, seed)
+        if reserve is None:
+            raise ValueError(f"evaluation 'reserve' needs data set aside by dev_size; {self.name} has none")
+        return self._training(splits.train, reserve, full, seed, RESERVE)
 
     def _training(
         self, train: Data, dev: Data, full: Mapping[str, Any], seed: Seed, fold: int = 0
@@ -284,12 +308,15 @@ class Training:
         architecture = Architecture(
             sizes, full["activation"], batch_norm=full["batch_norm"], bn_epsilon=full["bn_epsilon"]
         )
-        self.network = Network.random(architecture, initial, initialization=full["initialization"])
+        self.network = Network.random(
+            architecture, initial, initialization=full["initialization"], scale=full["initial_scale"]
+        )
         self.trainer = Trainer(self.network, self.train.X, self.train.y, _settings(full), [order])
         self.stopping = EarlyStopping(full["patience"]) if full["patience"] else None
         self.reference_error, self.with_f1 = reference_error, with_f1
         self.last: dict[str, Any] | None = None
         self.best_train_loss = math.inf
+        self.shift = 0.0  # summed over the epochs
         self.moments = self._moments()
 
     def epochs(self, resume: bytes | None, given: Adjustment | None = None) -> Epochs:
@@ -351,9 +378,13 @@ class Training:
         plateau = on_plateau(loss, metrics["gradient_norm"], self.best_train_loss)
         before, self.moments = self.moments, self._moments()
         diagnosis = {"bias": errors.bias, "variance": errors.variance, "plateau": float(plateau)}
-        for layer, shift in enumerate(covariate_shifts(before, self.moments), start=2):
+        shifts = covariate_shifts(before, self.moments)
+        for layer, shift in enumerate(shifts, start=2):
             diagnosis[f"mean_shift_{layer}"] = shift.mean
             diagnosis[f"variance_shift_{layer}"] = shift.variance
+        if shifts:
+            self.shift += float(np.mean([shift.mean for shift in shifts]))
+            diagnosis["mean_shift"] = self.shift / self.trainer.epochs
         return diagnosis
 
     def _moments(self) -> list[Moments]:
@@ -369,6 +400,7 @@ class Training:
             "dev_loss": float(dev_loss),
             "train_error": float(train_error),
             "dev_error": float(dev_error),
+            "gap": float(dev_loss - train_loss),
         }
         if self.with_f1:
             predicted = self.network.logits(self.dev.X).argmax(axis=0)
@@ -405,6 +437,7 @@ class Training:
             "stopping": stopping,
             "last": self.last,
             "best_train_loss": self.best_train_loss,
+            "shift": self.shift,
         }
         return dump({"training": training})
 
@@ -418,6 +451,7 @@ class Training:
         self.stopping = None if state["stopping"] is None else EarlyStopping(**state["stopping"])
         self.last = state["last"]
         self.best_train_loss = state["best_train_loss"]
+        self.shift = state.get("shift", 0.0)  # older checkpoints have none
         self.moments = self._moments()
 
 
@@ -495,8 +529,13 @@ def one_blas_thread() -> Iterator[None]:
 
 
 @lru_cache(maxsize=16)
-def _cached_splits(load_data: Load, study: int, train_size: int | None) -> Splits:
-    splits = split(load_data(), study)
-    if train_size is None:
-        return splits
-    return splits._replace(train=subsample(splits.train, train_size, study))
+def _cached_parts(
+    load_data: Load, study: int, train_size: int | None, dev_size: int | None
+) -> tuple[Splits, Data | None]:
+    splits, reserve = split(load_data(), study), None
+    if train_size is not None:
+        splits = splits._replace(train=subsample(splits.train, train_size, study))
+    if dev_size is not None:
+        dev, reserve = set_aside(splits.dev, dev_size, random_stream(study, 3))
+        splits = splits._replace(dev=dev)
+    return splits, reserve

@@ -118,6 +118,8 @@ def kind(schema: dict[str, Any]) -> str:
         return "table"
     if schema.get("type") == "array":
         inner = kind(schema.get("items", {}))
+        if " or " in inner:
+            inner = f"({inner})"
         return "array" if inner in ("", "table") else f"array of {inner}"
     return {"object": "table", "number": "float"}.get(schema.get("type", ""), schema.get("type", ""))
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -36,7 +37,7 @@ from tuner.comparison import ComparisonResult, ProblemsResult, require_problems
 from tuner.comparison.export import load_results
 from tuner.definition import ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, TunerError
-from tuner.evidence import find_claims, judged, paragraph, write_paragraph
+from tuner.evidence import find, find_claims, missing, paragraph, write_paragraph
 from tuner.executors import one_thread
 from tuner.files import new_file
 from tuner.health import ALIVE_FILE, sign_of_life
@@ -358,11 +359,21 @@ def evidence(  # noqa: PLR0917 - each is an option of the command line
     claims = find_claims(folder, only or ())
     manager = StudyManager(storage)
     for name, definition in claims.items():
+        if (reason := missing(definition)) is not None:
+            out.print(f"{name}: left out: {reason}", markup=False, highlight=False, soft_wrap=True)
+            continue
         err.print(f"{name}: {definition.comparison.claim}", markup=False, highlight=False, soft_wrap=True)
         result = _compare(manager, definition, out_folder / name, workers, executor)
         write_report(result, out_folder / name)
-        write_paragraph(document, name, paragraph(name, result, folder))
-        out.print(f"{name}: {judged(result)}", markup=False, highlight=False, soft_wrap=True)
+        with Progress(console=err, transient=True) as bars:
+            task = bars.add_task("judging", total=None)
+            finding = find(result, partial(_show_step, bars, task))
+        write_paragraph(document, name, paragraph(name, result, folder, finding))
+        out.print(f"{name}: {finding.verdict}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_step(bars: Progress, task: TaskID, done: int, of: int) -> None:
+    bars.update(task, completed=done, total=of)
 
 
 @app.command(

@@ -302,13 +302,73 @@ class Comparison(_Document):
     claim: str = Field(
         default="", description="What the comparison is to show, in a sentence; for `tuner evidence`."
     )
-    expected: list[str] = Field(
-        default=[], description="By that claim: the arm that is better, then those that it is better than."
+    expected: list[str | list[str]] = Field(
+        default=[],
+        description="By that claim: the arm that is better, then those that it is better than; a group of arms stands "
+        "for each of its members.",
     )
+    judge: Literal["dev", "test", "time-to-target", "spread", "metric"] = Field(
+        default="dev",
+        description="What decides: the best dev value, its test value, what was spent until the first target, the "
+        "worst minus the best completed value (infinite if one failed), or a metric of the best trial.",
+    )
+    metric: str = Field(default="", description='Of the last epoch; with `judge = "metric"`.')
+    matters: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="The smallest difference that matters: arms whose interval lies within it are equivalent.",
+    )
+    finding: Literal["ranking", "importance", "agreement", "interaction"] = Field(
+        default="ranking",
+        description="What the claim is about: which arm is better; which parameters matter; whether arms order the "
+        "same points as the reference does; whether a difference of two arms shrinks from the first pair to the last.",
+    )
+    reference: str = Field(default="", description='The arm that is right; with `finding = "agreement"`.')
     test_repeats: Annotated[int, Field(ge=0, le=100)] = Field(
         default=3,
         description="At the end each run's best point is trained so often with fresh seeds, for its test value.",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        self._check_expected(names)
+        if self.judge == "test" and not self.test_repeats:
+            raise DefinitionError("judge 'test' needs test_repeats of 1 or more; got 0")
+        if self.judge == "time-to-target" and not self.targets:
+            raise DefinitionError("judge 'time-to-target' needs targets; there are none")
+        if (self.judge == "metric") != bool(self.metric):
+            raise DefinitionError(
+                f"metric goes with judge 'metric'; got judge {self.judge!r} and metric {self.metric!r}"
+            )
+        if (self.finding == "agreement") != bool(self.reference):
+            raise DefinitionError(
+                f"reference goes with finding 'agreement'; got finding {self.finding!r} and reference "
+                f"{self.reference!r}"
+            )
+        if self.reference and self.reference not in names:
+            raise DefinitionError(
+                f"reference names an arm; there is no {self.reference!r} among {', '.join(names)}"
+            )
+        if self.finding == "interaction" and (len(names) < 4 or len(names) % 2):
+            raise DefinitionError(
+                f"finding 'interaction' needs two pairs of arms or more; got {len(names)} arms"
+            )
+        return self
+
+    def _check_expected(self, names: Sequence[str]) -> None:
+        expected = [name for group in self.groups for name in group]
+        for name in expected:
+            if name not in names:
+                raise DefinitionError(f"expected names arms; there is no {name!r} among {', '.join(names)}")
+        if self.expected and (
+            len(self.groups) < 2 or not all(self.groups) or len(set(expected)) < len(expected)
+        ):
+            raise DefinitionError(f"expected needs two or more different arms; got {', '.join(expected)}")
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """What is expected, an arm by itself as a group of one: each of the first group is better than all others."""
+        return [[group] if isinstance(group, str) else group for group in self.expected]
 
 
 class Member(_Document):
@@ -341,14 +401,13 @@ class ComparisonDefinition(StudyDefinition):
         for name in names:
             if names.count(name) > 1:
                 raise DefinitionError(f"arms need different names; {name!r} is there twice")
-        expected = self.comparison.expected
-        for name in expected:
-            if name not in names:
-                raise DefinitionError(f"expected names arms; there is no {name!r} among {', '.join(names)}")
-        if expected and len(set(expected)) < max(2, len(expected)):
-            raise DefinitionError(f"expected needs two or more different arms; got {', '.join(expected)}")
         for arm in self.comparison.arms:
-            self._member(arm, self.seed)
+            member = self._member(arm, self.seed)
+            if self.comparison.judge == "test" and isinstance(member.sampler, PopulationSettings):
+                raise DefinitionError(
+                    f"judge 'test' cannot judge arm {arm.name!r}: what a training of a population learned from others "
+                    "cannot be repeated from one point"
+                )
         return self
 
     @property
@@ -376,7 +435,12 @@ class ComparisonDefinition(StudyDefinition):
         super().check_objective()
         for i, arm in enumerate(self.comparison.arms):
             try:
-                self._member(arm, self.seed).check_objective()
+                member = self._member(arm, self.seed)
+                member.check_objective()
+                if self.comparison.judge == "test" and not _has_test_data(member.objective):
+                    raise DefinitionError(
+                        f"judge 'test' needs test data; objective {member.objective!r} has none"
+                    )
             except (DefinitionError, NotFoundError) as error:
                 raise DefinitionError(f"comparison.arms.{i} ({arm.name}): {error}") from None
 
@@ -398,6 +462,11 @@ def require_one_objective(definition: StudyDefinition, what: str) -> None:
         raise DefinitionError(
             f"{definition.name}: {what} needs one objective; the study has {len(names)} ({', '.join(names)})"
         )
+
+
+def _has_test_data(objective: str | None) -> bool:
+    """Whether an objective keeps test data apart; one given in Python may."""
+    return objective is None or hasattr(find_objective(objective), "test_metrics")
 
 
 def load_definition(path: str | Path) -> StudyDefinition | ComparisonDefinition:

@@ -91,11 +91,14 @@ class Architecture:
             start = stop
         return named
 
-    def initial(self, rng: np.random.Generator, initialization: Initialization, dtype: Any) -> Array:
+    def initial(
+        self, rng: np.random.Generator, initialization: Initialization, dtype: Any, *, scale: float = 1.0
+    ) -> Array:
         """A new flat vector (parameters,): random weights, γ = 1, biases and β = 0.
 
         The weights of a layer with n_in inputs and n_out outputs are normal with variance 2/n_in (`he`: He et
-        al. 2015, for ReLU) or 2/(n_in + n_out) (`xavier`: Glorot & Bengio 2010, for tanh and sigmoid).
+        al. 2015, for ReLU) or 2/(n_in + n_out) (`xavier`: Glorot & Bengio 2010, for tanh and sigmoid); `scale`
+        multiplies them.
         """
         if initialization not in INITIALIZATIONS:
             raise ValueError(f"initialization must be one of {list(INITIALIZATIONS)}; got {initialization!r}")
@@ -104,7 +107,7 @@ class Architecture:
             if name[0] == "W":
                 n_out, n_in = value.shape
                 fan = n_in if initialization == "he" else n_in + n_out
-                value[...] = rng.normal(scale=math.sqrt(2 / fan), size=value.shape)
+                value[...] = rng.normal(scale=scale * math.sqrt(2 / fan), size=value.shape)
             elif name.startswith("gamma"):
                 value[...] = 1
         return flat

@@ -42,10 +42,11 @@ class Network:
         rng: np.random.Generator,
         *,
         initialization: Initialization = "he",
+        scale: float = 1.0,
         dtype: Any = np.float32,
     ) -> Network:
         """A network with random weights; see `Architecture.initial`."""
-        return cls(architecture, architecture.initial(rng, initialization, dtype))
+        return cls(architecture, architecture.initial(rng, initialization, dtype, scale=scale))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied by its arrays, since copies of the views would no longer be views."""

@@ -45,7 +45,7 @@ def forget_stand_in():
     from objectives import fashion_mnist, training
 
     fashion_mnist.load_fashion_mnist.cache_clear()
-    training._cached_splits.cache_clear()
+    training._cached_parts.cache_clear()
 
 
 def quick(objective, **params):

@@ -25,7 +25,7 @@ from objectives.datasets import (
     stratified_parts,
     subsample,
 )
-from objectives.digits import digits, digits_few, load_noisy, load_shifted
+from objectives.digits import digits, digits_few, digits_scarce, load_noisy, load_shifted
 from objectives.epoch import Diverged, Seed
 from objectives.network.architecture import Architecture
 from objectives.network.diagnosis import BiasVariance, covariate_shifts, input_moments, plateau_epochs
@@ -94,6 +94,52 @@ def test_a_subsample_is_stratified():
     assert set(np.bincount(kept.y)) <= {19, 20, 21}
     assert len(digits_few.splits(SEED).train.y) == 200
     assert len(digits_few.splits(SEED).dev.y) == len(digits.splits(SEED).dev.y)
+
+
+def test_the_reserve_is_what_the_dev_size_leaves_of_the_dev_split():
+    splits, reserve = digits_scarce._parts(SEED)
+    full = dataclasses.replace(digits_scarce, dev_size=None).splits(SEED)
+    assert [len(part.y) for part in splits] == [100, 30, 359]
+    together = np.concatenate([splits.dev.X, reserve.X])
+    assert sorted(map(tuple, together)) == sorted(map(tuple, full.dev.X))
+    assert np.bincount(splits.dev.y, minlength=10).tolist() == [3] * 10
+    assert (splits.train.X == full.train.X).all()
+    assert (splits.test.X == full.test.X).all()
+
+
+def test_evaluation_by_the_reserve_is_another_training_measured_on_the_reserve():
+    params, (_, reserve) = {"epochs": 3, "evaluation": "reserve"}, digits_scarce._parts(SEED)
+    training = digits_scarce.training(digits_scarce.complete(params), SEED)
+    *_, epoch = training.epochs(None)
+    assert epoch.value == pytest.approx(training.score(reserve)[0], rel=1e-6)
+    assert values(digits_scarce, params)[-1] == epoch.value
+    own = digits_scarce.training(digits_scarce.complete({}), SEED).network.parameters
+    assert not np.array_equal(
+        digits_scarce.training(digits_scarce.complete(params), SEED).network.parameters, own
+    )
+    with pytest.raises(ValueError, match="'reserve' needs data set aside by dev_size; digits-few has none"):
+        values(digits_few, {"evaluation": "reserve"})
+
+
+def test_the_initial_scale_multiplies_the_first_weights():
+    networks = [
+        digits_few.training(digits_few.complete({"initial_scale": scale}), SEED).network
+        for scale in (1.0, 0.25)
+    ]
+    for name in ("W1", "W2"):
+        assert networks[1].named[name] == pytest.approx(networks[0].named[name] / 4, rel=1e-6)
+    assert (networks[1].named["gamma1"] == 1).all()
+
+
+def test_the_gap_and_the_mean_shift_are_what_they_are_said_to_be():
+    shifts = []
+    for epoch in digits_few.evaluate({"layers": 3, "epochs": 4}, seed=SEED):
+        metrics = epoch.metrics
+        assert metrics["gap"] == pytest.approx(metrics["dev_loss"] - metrics["train_loss"])
+        shifts.append(np.mean([metrics[f"mean_shift_{layer}"] for layer in (2, 3, 4)]))
+        assert metrics["mean_shift"] == pytest.approx(np.mean(shifts))
+    (linear,) = digits_few.evaluate({"layers": 0, "epochs": 1}, seed=SEED)
+    assert "mean_shift" not in linear.metrics
 
 
 def test_normalisation_closed_forms():

@@ -150,7 +150,7 @@ def finals_figure(result: ComparisonResult) -> Figure:
     return {
         "data": [_pairs_trace(names, result.finals[[i for i, _ in order]]), *boxes, *points],
         "layout": {
-            "xaxis": {"title": {"text": "best value at the end"}, **scale},
+            "xaxis": {"title": {"text": f"{result.judged_by} at the end"}, **scale},
             "yaxis": _rows_axis(names),
             "showlegend": False,
             "hovermode": "closest",

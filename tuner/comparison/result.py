@@ -122,14 +122,44 @@ class ComparisonResult:
 
     @cached_property
     def seeds(self) -> list[int]:
-        """The seeds for which every arm has finished at least one trial: only those are compared."""
-        begun = {(run.arm, run.seed) for run in self.runs if len(run.best)}
-        return sorted({run.seed for run in self.runs if all((arm, run.seed) in begun for arm in self.arms)})
+        """The seeds for which every arm has what is judged, by default a finished trial: only those are compared."""
+        judged = {(run.arm, run.seed) for run in self.runs if self._judged(run) is not None}
+        return sorted({run.seed for run in self.runs if all((arm, run.seed) in judged for arm in self.arms)})
 
     @cached_property
     def finals(self) -> Floats:
-        """The best value at the end, in the definition's direction: shape (arms, seeds)."""
-        return np.array([[run.best[-1] for run in self.runs_of(arm)] for arm in self.arms])
+        """What is judged, by default the best value at the end: shape (arms, seeds)."""
+        return np.array([[self._judged(run) for run in self.runs_of(arm)] for arm in self.arms], dtype=float)
+
+    @property
+    def judged_by(self) -> str:
+        """What is judged, in words."""
+        comparison = self.definition.comparison
+        if comparison.judge == "time-to-target":
+            return f"{self.unit} until {comparison.targets[0]:g}"
+        words = {"test": "test value", "spread": "worst minus best value", "metric": comparison.metric}
+        return words.get(comparison.judge, "best value")
+
+    @property
+    def lower_wins(self) -> bool:
+        """Whether lower is better in what is judged; of times and spreads it always is."""
+        return self.minimize or self.definition.comparison.judge in ("time-to-target", "spread")
+
+    def _judged(self, run: Run) -> float | None:
+        """What a run is judged by; None while it has none."""
+        comparison, worst = self.definition.comparison, self.sign * math.inf
+        if not len(run.best):
+            return None
+        if comparison.judge == "time-to-target":
+            return run.spent_until(comparison.targets[0], self.unit, minimize=self.minimize)
+        if comparison.judge == "spread":
+            return run.spread
+        if comparison.judge == "dev":
+            return float(run.best[-1])
+        if run.best_number is None:
+            return worst
+        value = run.metric(comparison.metric) if comparison.judge == "metric" else run.tested
+        return worst if value is not None and math.isnan(value) else value
 
     def runs_of(self, arm: str) -> list[Run]:
         """The arm's runs that are compared, by seed."""
@@ -196,6 +226,16 @@ class ComparisonResult:
         is_better = signed_ranks(self._losses[i], self._losses[j]) < 0
         return bool(self._p[i, j] < SIGNIFICANCE) and is_better
 
+    def are_equivalent(self, arm: str, other: str) -> bool:
+        """Whether the interval of their difference lies within what matters; False where nothing says what does."""
+        matters = self.definition.comparison.matters
+        if matters is None or len(self.seeds) < LEAST_SEEDS:
+            return False
+        found = median_difference(*(self.finals[self.arms.index(name)] for name in (arm, other)))
+        assert found.low is not None
+        assert found.high is not None
+        return -matters < found.low <= found.high < matters
+
     @cached_property
     def winner(self) -> str | None:
         """The first arm, if it beats every other; None while that is undecided."""
@@ -215,10 +255,24 @@ class ComparisonResult:
 
     @property
     def verdict(self) -> str:
-        """The outcome in one or two sentences."""
+        """The outcome in one to three sentences."""
+        if self.definition.comparison.finding == "importance":
+            return "The arms are problems, not competitors; `tuner evidence` tells which parameters matter."
+        alike = [
+            f"{first} and {second}"
+            for first, second in combinations(self.ranking, 2)
+            if self.are_equivalent(first, second)
+        ]
+        matters = self.definition.comparison.matters or 0.0
+        return self._said + (f" Equivalent within {matters:g}: {', '.join(alike)}." if alike else "")
+
+    @property
+    def _said(self) -> str:
         rows = self.table()
         if not rows:
-            return "Nothing to compare yet: no seed has a finished trial in every arm."
+            needed = {"test": "a test value", "metric": f"the metric {self.judged_by}"}
+            missing = needed.get(self.definition.comparison.judge, "a finished trial")
+            return f"Nothing to compare yet: no seed has {missing} in every arm."
         first, seeds = rows[0].arm, len(self.seeds)
         over = f"over {seeds} seeds"
         if seeds == 1:
@@ -260,7 +314,10 @@ class ComparisonResult:
             )
         lost = [row.arm for row in self.table() if not math.isfinite(row.final.median)]
         if lost:
-            found.append(f"Half of the runs of {', '.join(lost)} or more have no completed trial.")
+            has_none = "no completed trial"
+            if self.definition.comparison.judge != "dev":
+                has_none = f"a failed trial, or no {self.judged_by}"
+            found.append(f"Half of the runs of {', '.join(lost)} or more have {has_none}.")
         return found
 
     # ------------------------------------------------------------------------------------------------------- any time
@@ -361,7 +418,7 @@ class ComparisonResult:
 
     @cached_property
     def _losses(self) -> Floats:
-        losses: Floats = self.sign * self.finals
+        losses: Floats = (1 if self.lower_wins else -1) * self.finals
         return losses
 
     @cached_property
@@ -416,13 +473,13 @@ class ComparisonResult:
         difference = self._pair(self.ranking[0], second).difference
         if not math.isfinite(difference.value):
             return ""
-        interval = ""
+        interval, sign = "", 1 if self.lower_wins else -1
         if difference.low is not None and difference.high is not None:
-            low, high = sorted(0.0 - self.sign * end for end in (difference.low, difference.high))
+            low, high = sorted(0.0 - sign * end for end in (difference.low, difference.high))
             interval = f" [95% interval {low:.3g}, {high:.3g}]".replace("-", "−")
             if low <= 0 <= high:
                 interval += ", which includes 0,"
-        lead = f"{0.0 - self.sign * difference.value:.3g}".replace("-", "−")
+        lead = f"{0.0 - sign * difference.value:.3g}".replace("-", "−")
         return f", by {lead}{interval} in the median against {second}"
 
     def _outlook(self, first: str) -> str:
@@ -456,7 +513,7 @@ class ComparisonResult:
             arm=self.arms[index],
             mean_rank=float(rank),
             final=spread(finals),
-            best=float(finals.min() if self.minimize else finals.max()),
+            best=float(finals.min() if self.lower_wins else finals.max()),
             trials=sum(len(run.best) for run in runs),
             pruned=sum(run.pruned for run in runs),
             failed=sum(run.failed for run in runs),

@@ -18,6 +18,9 @@ __all__ = ["TEST_VALUES", "Curve", "Run", "TestValues", "Unit", "best_at", "read
 Floats: TypeAlias = NDArray[np.float64]
 Unit: TypeAlias = Literal["trials", "epochs", "seconds"]
 
+TAKEN = frozenset({"arm", "seed", "study", "trial", "epochs", "seconds"})
+"""Names that a run's own records have: a metric of that name gets `metric_` before it."""
+
 TEST_VALUES = "tuner:test"
 """The attribute of a member study that holds its incumbent's test values."""
 
@@ -76,6 +79,25 @@ class Run:
         if unit == "seconds":
             return np.linspace(0, self.seconds, len(self.best) + 1)[1:] if self.clock is None else self.clock
         return np.arange(1.0, len(self.best) + 1)
+
+    @property
+    def tested(self) -> float | None:
+        """The test value, NaN if a training for it failed; None while it is not known."""
+        return None if self.test is None else self.test.value
+
+    def metric(self, name: str) -> float | None:
+        """A metric of the best trial's last epoch; None where it has none of that name."""
+        found = [trial.user_attrs for trial in self.trials if trial.number == self.best_number]
+        value = found[0].get(f"last_{name}", found[0].get(name)) if found else None
+        return float(value) if isinstance(value, (int, float)) else None
+
+    @property
+    def spread(self) -> float | None:
+        """The worst minus the best value of the completed trials, infinite if one failed; None with fewer than two."""
+        if self.failed:
+            return math.inf
+        values = [t.value for t in self.trials if t.state == TrialState.COMPLETE and t.value is not None]
+        return max(values) - min(values) if len(values) > 1 else None
 
     def spent_until(self, target: float, unit: Unit, *, minimize: bool) -> float:
         """What had been spent when the best value first reached the target; infinite where it never did."""
@@ -137,9 +159,10 @@ def _read_test(document: Mapping[str, Any] | None, number: int | None) -> TestVa
     if document is None or document["trial"] != number:
         return None
     names: list[str] = next((list(metrics) for metrics in document["metrics"] if metrics), [])
+    shown = {name: f"metric_{name}" if name in TAKEN else name for name in names}
     return TestValues(
         document["trial"],
-        {name: tuple(_number(metrics, name) for metrics in document["metrics"]) for name in names},
+        {shown[name]: tuple(_number(metrics, name) for metrics in document["metrics"]) for name in names},
     )
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from objectives.network.diagnosis import BiasVariance, course
 from tuner.comparison import ComparisonResult, Run
+from tuner.comparison.importance import importance_shares
 from tuner.samplers.local_gp import EXPLANATION
 from tuner.space import CategoricalParameter
 
@@ -32,9 +31,6 @@ def importances(result: ComparisonResult) -> dict[str, list[float]]:
 
     From the completed trials of all arms that search the base's space, together for each seed. Empty where that has
     fewer than two parameters or no seed has enough trials.
-
-    Source: Watanabe, Bansal and Hutter, "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
-    Subspaces", IJCAI 2023; Optuna computes it.
     """
     space = result.definition.space
     if len(space) < 2 or space.is_conditional:
@@ -45,7 +41,11 @@ def importances(result: ComparisonResult) -> dict[str, list[float]]:
         runs = [run for run in result.runs if run.seed == seed and run.arm in arms]
         trials = [t for run in runs for t in run.trials if _counts(t, list(space))]
         if len(trials) >= LEAST_TRIALS:
-            for name, share in _shares(trials, list(space), minimize=result.minimize).items():
+            points = [{name: trial.params[name] for name in space} for trial in trials]
+            losses = np.array([result.sign * (trial.value or 0.0) for trial in trials])
+            for name, share in zip(
+                space, importance_shares(points, space.distributions, losses).tolist(), strict=True
+            ):
                 shares[name].append(share)
     return shares if all(shares.values()) else {}
 
@@ -53,35 +53,6 @@ def importances(result: ComparisonResult) -> dict[str, list[float]]:
 def _counts(trial: FrozenTrial, names: Sequence[str]) -> bool:
     is_complete = trial.state == TrialState.COMPLETE and trial.value is not None
     return is_complete and bool(np.isfinite(trial.value or 0.0)) and set(names) <= set(trial.params)
-
-
-def _shares(trials: Sequence[FrozenTrial], names: list[str], *, minimize: bool) -> dict[str, float]:
-    from optuna.importance import PedAnovaImportanceEvaluator  # noqa: PLC0415 - it brings scikit-learn: a second
-
-    with _quiet():
-        study = optuna.create_study(direction="minimize" if minimize else "maximize")
-    for trial in trials:
-        study.add_trial(
-            optuna.trial.create_trial(
-                value=trial.value,
-                params={name: trial.params[name] for name in names},
-                distributions={name: trial.distributions[name] for name in names},
-            )
-        )
-    found = PedAnovaImportanceEvaluator().evaluate(study, params=names)
-    total = sum(found.values())
-    return {name: value / total for name, value in found.items()} if total else {}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Optuna's news that a study was created in memory."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,9 +116,10 @@ def _ranking(result: ComparisonResult) -> Html | None:
     ]
     friedman = "" if result.friedman_p is None else f" Whether arms differ at all: {_friedman(result)}."
     note = (
-        f"Best value of each run at its end, over {plural(len(result.seeds), 'seed')}; the first has the lowest mean "
-        f"rank. p: difference from the first ({TEST}).{friedman} Saved: epochs that pruning did not spend, of those "
-        "that full trainings would have. Counts and seconds of training are totals over seeds."
+        f"{_capital(result.judged_by)} of each run at its end, over {plural(len(result.seeds), 'seed')}; the "
+        f"first has the lowest mean rank. p: difference from the first ({TEST}).{friedman} Saved: epochs that "
+        "pruning did not spend, of those that full trainings would have. Counts and seconds of training are totals "
+        "over seeds."
     )
     return titled(
         "Ranking",
@@ -160,8 +161,8 @@ def _finals(result: ComparisonResult) -> Html | None:
     missing = int((~np.isfinite(result.finals)).sum())
     plot = plot_place("final-values", finals_figure(result), "final values", 110 + 52 * len(result.arms))
     caption = (
-        "The best value of every run at its end, the better to the "
-        f"{'left' if result.definition.direction == 'minimize' else 'right'}. Thin lines join the same seed in "
+        f"{_capital(result.judged_by)} of every run at its end, the better to the "
+        f"{'left' if result.lower_wins else 'right'}. Thin lines join the same seed in "
         "different arms, which met the same data, initial weights and noise; boxes are quartiles and median."
     )
     left_out = f" Not drawn: {plural(missing, 'run')} without a completed trial." if missing else ""
@@ -199,7 +200,7 @@ def _significance(result: ComparisonResult) -> Html | None:
     )
     ranks = plot_place("mean-ranks", ranks_figure(result), "mean ranks", 130 + 44 * len(result.arms))
     gaps = plot_place("differences", differences_figure(result), "paired differences", 130 + 44 * len(pairs))
-    side = "below" if result.minimize else "above"
+    side = "below" if result.lower_wins else "above"
     few = f" Intervals begin at {LEAST_SEEDS} seeds." if seeds < LEAST_SEEDS else ""
     caption = (
         "First: mean ranks; two arms differ by Nemenyi's test where their bars do not meet (critical difference "
@@ -250,7 +251,7 @@ def _tests(result: ComparisonResult) -> Html | None:
     lines = [
         [
             arm_label(result, row.arm),
-            spread_text(row.final),
+            spread_text(spread(np.array([run.best[-1] for run in result.runs_of(row.arm)]))),
             *(_metric(result, row.arm, name) for name in names),
         ]
         for row in rows
@@ -262,6 +263,10 @@ def _tests(result: ComparisonResult) -> Html | None:
     )
     table = data_table(("arm", "best dev value", *names), lines)
     return titled("On test data", table, tag("p", note, class_="note"))
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _metric(result: ComparisonResult, arm: str, name: str) -> str:

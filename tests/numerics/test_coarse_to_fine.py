@@ -21,8 +21,9 @@ from tuner.samplers import (
     explain_trial,
 )
 from tuner.samplers.axes import Axes
-from tuner.samplers.box import Box, BoxLength, BoxRules, looks_everywhere, make_box
+from tuner.samplers.box import EVERYWHERE, Box, BoxLength, BoxRules, look, make_box
 from tuner.samplers.coarse_to_fine import stage_lengths
+from tuner.samplers.density import BAD_KEPT, Density, good_and_bad
 from tuner.samplers.history import ActivityRules, History
 from tuner.samplers.local_gp import EXPLANATION, ZoomOptions, milestone, select
 from tuner.scales import from_unit, to_unit
@@ -133,8 +134,11 @@ def test_the_box_is_a_pure_function_of_the_finished_trials(values, random):
 
 @given(st.floats(0, 1))
 def test_looks_everywhere_are_spread_evenly(share):
-    looks = np.cumsum([looks_everywhere(n, share) for n in range(200)])
+    kinds = [look(n, share) for n in range(200)]
+    looks = np.cumsum([kind != "box" for kind in kinds])
     assert np.all(np.abs(looks - share * np.arange(1, 201)) <= 1 + 1e-9)
+    elsewhere = [kind for kind in kinds if kind != "box"]
+    assert elsewhere == [EVERYWHERE[i % len(EVERYWHERE)] for i in range(len(elsewhere))]
 
 
 def test_important_axes_are_narrowed_first():
@@ -240,6 +244,37 @@ def test_the_model_sees_the_best_the_near_and_some_far():
     assert set(np.argsort(values)[:18]) <= set(chosen)
     assert values[chosen].max() > 0.3
     np.testing.assert_array_equal(select(axes, rows[:50], values[:50], 90), np.arange(50))
+
+
+def test_a_density_is_one_and_its_draws_follow_it():
+    """Three axes, one of them inactive in a row: mass 1, and as many draws in some regions as it says."""
+    axes = Axes({name: MIXED[name] for name in ("x", "rate", "kind")})
+    rng = np.random.default_rng(0)
+    density = Density(axes, axes.from_units(rng.uniform(size=(7, 3))))
+    density.rows[2, 1] = np.nan
+    places = axes.from_units(rng.uniform(size=(200_000, 3)))
+    weight, draws = np.exp(density.log(places)), density.sample(rng, 200_000)
+    assert weight.mean() == pytest.approx(1, abs=0.01)
+    for low in (0.0, 0.3, 0.6):
+        for choice in range(3):
+
+            def inside(rows, low=low, choice=choice):
+                return (rows[:, 0] > low) & (rows[:, 1] < low + 0.3) & (rows[:, 2] == choice)
+
+            assert inside(draws).mean() == pytest.approx((weight * inside(places)).mean(), abs=0.006)
+
+
+def test_good_points_are_the_best_tenth_and_running_ones_are_bad():
+    axes = Axes({"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)})
+    rng = np.random.default_rng(0)
+    for n, count in ((3, 2), (45, 5), (1000, 25)):
+        rows, running = rng.uniform(size=(n, 2)), rng.uniform(size=(2, 2))
+        good, bad = good_and_bad(axes, rows, np.append(rows[1:, 0], np.inf), running)
+        assert len(good.rows) == count
+        best = np.argsort(np.append(rows[1:, 0], np.inf))[:count]
+        np.testing.assert_array_equal(good.rows, rows[best])
+        assert len(bad.rows) == min(n - count, BAD_KEPT) + 2
+        np.testing.assert_array_equal(bad.rows[-2:], running)
 
 
 @given(st.integers(1, 10_000))
@@ -358,6 +393,16 @@ def test_diverging_trials_are_learnt_from():
     assert study.best_value < 0.75
 
 
+def test_where_noise_rules_only_blind_looks_leave_the_box():
+    noise = np.random.default_rng(0)
+    study = minimized(
+        CoarseToFineSampler(seed=0), 80, lambda t: 0.1 * t.suggest_float("x", 0, 1) + noise.normal()
+    )
+    looks = [trial.system_attrs[EXPLANATION]["look"] for trial in study.trials[30:]]
+    assert set(looks) == {"box", "blind"}
+    assert looks.count("blind") == pytest.approx(0.4 / 5 * len(looks), abs=1)
+
+
 def test_conditional_parameters_are_chosen_where_they_are_active():
     def objective(trial):
         kind = trial.suggest_categorical("kind", ["a", "b"])
@@ -396,7 +441,7 @@ def test_boxes_are_stored_with_the_study_and_trials_explained():
     assert stages == sorted(set(stages))
     assert all(box["box"]["x"][0] <= box["box"]["x"][1] for box in boxes)
     looks = {trial.system_attrs[EXPLANATION]["look"] for trial in study.trials[1:]}
-    assert looks == {"coarse", "box", "everywhere"}
+    assert looks == {"coarse", "box", "model", "density", "blind"}
     words = [explain_trial(trial) for trial in study.trials]
     assert words[3] == "stage 0, the coarse look"
     assert any("box of length" in w and "x " in w for w in words)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,20 @@ __all__ = [
     "BoxLength",
     "BoxRules",
     "BoxState",
-    "looks_blindly",
-    "looks_everywhere",
+    "Look",
+    "look",
     "make_box",
     "narrowed",
 ]
+
+
+Look = Literal["box", "model", "density", "blind"]
+"""Where a trial looks: inside the box, or at the whole space, led by the model of the values, by the density of good
+points, or by neither, so that no region is left out for ever.
+"""
+
+EVERYWHERE: tuple[Look, ...] = ("model", "density", "model", "density", "blind")
+"""The looks at the whole space, by turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +144,10 @@ def _median(values: Floats) -> float:
     return float(np.partition(values, len(values) // 2)[len(values) // 2])
 
 
-def looks_everywhere(number: int, share: float) -> bool:
-    """Whether trial `number` looks at the whole space: `share` of all, evenly spread."""
-    return int((number + 1) * share) > int(number * share)
-
-
-def looks_blindly(number: int, share: float) -> bool:
-    """Whether it looks there without regard to any model, so that no region is left out for ever: one look in five."""
-    return looks_everywhere(number, share) and int(number * share) % 5 == 4
+def look(number: int, share: float) -> Look:
+    """What trial `number` looks at: `share` of all at the whole space, evenly spread, in three ways by turns."""
+    before = int(number * share)
+    return EVERYWHERE[before % len(EVERYWHERE)] if int((number + 1) * share) > before else "box"
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ SLOW = {"gp"}
 LAID_OUT = {"grid", "coarse-to-fine-stages"}
 """Those whose plan hangs on the budget: a run for each, where the others read shorter budgets off the longest run."""
 
-SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)
+SHARES = (0.0, 0.4, 0.8)
 """Of trials that look everywhere, where their protection is measured."""
 
 MISSING = """no benchmark data at {folder!s}.

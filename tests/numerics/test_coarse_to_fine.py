@@ -393,6 +393,17 @@ def test_diverging_trials_are_learnt_from():
     assert study.best_value < 0.75
 
 
+def test_density_leads_some_looks_where_there_are_categories():
+    def objective(trial):
+        return trial.suggest_float("x", 0, 1) ** 2 + "abc".index(trial.suggest_categorical("c", list("abc")))
+
+    study = minimized(CoarseToFineSampler(seed=0), 60, objective)
+    looks = [trial.system_attrs[EXPLANATION]["look"] for trial in study.trials[10:]]
+    assert {kind: looks.count(kind) for kind in EVERYWHERE} == {"model": 8, "density": 8, "blind": 4}
+    chance = minimized(CoarseToFineSampler(inside="random", seed=0), 60, objective)
+    assert "density" not in {trial.system_attrs[EXPLANATION]["look"] for trial in chance.trials[1:]}
+
+
 def test_where_noise_rules_only_blind_looks_leave_the_box():
     noise = np.random.default_rng(0)
     study = minimized(
@@ -441,7 +452,7 @@ def test_boxes_are_stored_with_the_study_and_trials_explained():
     assert stages == sorted(set(stages))
     assert all(box["box"]["x"][0] <= box["box"]["x"][1] for box in boxes)
     looks = {trial.system_attrs[EXPLANATION]["look"] for trial in study.trials[1:]}
-    assert looks == {"coarse", "box", "model", "density", "blind"}
+    assert looks == {"coarse", "box", "model", "blind"}
     words = [explain_trial(trial) for trial in study.trials]
     assert words[3] == "stage 0, the coarse look"
     assert any("box of length" in w and "x " in w for w in words)

@@ -53,11 +53,12 @@ class ZoomOptions:
     """What may be tuned of the tuner.
 
     `startup` is the length of the coarse stage, by default 2 trials a parameter, 6 to 10. `everywhere` is the share of
-    trials that look at the whole space. Two in five of them are led by the model, two by the density of good points,
-    of which `draws` are judged, and one looks blindly, whatever is believed. While the noise is more than
-    `noise_limit` of the signal, only the blind ones look there: the others would find luck. `model_points` is how many
-    points the model has at most (an ask costs their cube), `candidates` and `mutations` how many points it judges,
-    `parents` how many of the best are mutated, `rounds` how often the best candidates are polished.
+    trials that look at the whole space. Two in five of them are led by the model; two by the density of good points,
+    of which `draws` are judged, if there are categorical parameters, otherwise by the model as well; one looks blindly,
+    whatever is believed. While the noise is more than `noise_limit` of the signal, only the blind ones look there: the
+    others would find luck. `model_points` is how many points the model has at most (an ask costs their cube),
+    `candidates` and `mutations` how many points it judges, `parents` how many of the best are mutated, `rounds` how
+    often the best candidates are polished.
     """
 
     startup: int | None = None
@@ -219,11 +220,18 @@ class ModelZoom(BaseSampler):
                 return self._sobol_row(number)
 
     def _look(self, number: int) -> Look:
-        """Where trial `number` looks: where there is much noise, elsewhere only blindly, as it would find luck."""
+        """Where trial `number` looks.
+
+        Where there is much noise, elsewhere only blindly: the others would find luck. The density of good points leads
+        only where there are categories, from one of which to the next the model knows little: elsewhere it is no
+        better a guide than the model, and follows noise.
+        """
         kind = look(number, self.options.everywhere)
         if kind in ("model", "density") and self._is_noisy():
             return "box"
-        return "model" if kind == "density" and self.inside != "local-gp" else kind
+        if kind == "density" and not (self.inside == "local-gp" and len(self.axes.categorical)):
+            return "model"
+        return kind
 
     def _choose(self, number: int, belief: Belief) -> Floats:
         rng = np.random.default_rng((self._seed, number))

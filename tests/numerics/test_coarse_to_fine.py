@@ -21,9 +21,8 @@ from tuner.samplers import (
     explain_trial,
 )
 from tuner.samplers.axes import Axes
-from tuner.samplers.box import EVERYWHERE, Box, BoxLength, BoxRules, look, make_box
+from tuner.samplers.box import BLIND, Box, BoxLength, BoxRules, look, make_box
 from tuner.samplers.coarse_to_fine import stage_lengths
-from tuner.samplers.density import BAD_KEPT, Density, good_and_bad
 from tuner.samplers.history import ActivityRules, History
 from tuner.samplers.local_gp import EXPLANATION, ZoomOptions, milestone, select
 from tuner.scales import from_unit, to_unit
@@ -138,7 +137,9 @@ def test_looks_everywhere_are_spread_evenly(share):
     looks = np.cumsum([kind != "box" for kind in kinds])
     assert np.all(np.abs(looks - share * np.arange(1, 201)) <= 1 + 1e-9)
     elsewhere = [kind for kind in kinds if kind != "box"]
-    assert elsewhere == [EVERYWHERE[i % len(EVERYWHERE)] for i in range(len(elsewhere))]
+    assert [i for i, kind in enumerate(elsewhere) if kind == "blind"] == [
+        *range(BLIND - 1, len(elsewhere), BLIND)
+    ]
 
 
 def test_important_axes_are_narrowed_first():
@@ -244,37 +245,6 @@ def test_the_model_sees_the_best_the_near_and_some_far():
     assert set(np.argsort(values)[:18]) <= set(chosen)
     assert values[chosen].max() > 0.3
     np.testing.assert_array_equal(select(axes, rows[:50], values[:50], 90), np.arange(50))
-
-
-def test_a_density_is_one_and_its_draws_follow_it():
-    """Three axes, one of them inactive in a row: mass 1, and as many draws in some regions as it says."""
-    axes = Axes({name: MIXED[name] for name in ("x", "rate", "kind")})
-    rng = np.random.default_rng(0)
-    density = Density(axes, axes.from_units(rng.uniform(size=(7, 3))))
-    density.rows[2, 1] = np.nan
-    places = axes.from_units(rng.uniform(size=(200_000, 3)))
-    weight, draws = np.exp(density.log(places)), density.sample(rng, 200_000)
-    assert weight.mean() == pytest.approx(1, abs=0.01)
-    for low in (0.0, 0.3, 0.6):
-        for choice in range(3):
-
-            def inside(rows, low=low, choice=choice):
-                return (rows[:, 0] > low) & (rows[:, 1] < low + 0.3) & (rows[:, 2] == choice)
-
-            assert inside(draws).mean() == pytest.approx((weight * inside(places)).mean(), abs=0.006)
-
-
-def test_good_points_are_the_best_tenth_and_running_ones_are_bad():
-    axes = Axes({"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)})
-    rng = np.random.default_rng(0)
-    for n, count in ((3, 2), (45, 5), (1000, 25)):
-        rows, running = rng.uniform(size=(n, 2)), rng.uniform(size=(2, 2))
-        good, bad = good_and_bad(axes, rows, np.append(rows[1:, 0], np.inf), running)
-        assert len(good.rows) == count
-        best = np.argsort(np.append(rows[1:, 0], np.inf))[:count]
-        np.testing.assert_array_equal(good.rows, rows[best])
-        assert len(bad.rows) == min(n - count, BAD_KEPT) + 2
-        np.testing.assert_array_equal(bad.rows[-2:], running)
 
 
 @given(st.integers(1, 10_000))
@@ -391,17 +361,6 @@ def test_diverging_trials_are_learnt_from():
     failed = [t for t in study.trials[20:] if t.state == TrialState.FAIL]
     assert len(failed) < 20
     assert study.best_value < 0.75
-
-
-def test_density_leads_some_looks_where_there_are_categories():
-    def objective(trial):
-        return trial.suggest_float("x", 0, 1) ** 2 + "abc".index(trial.suggest_categorical("c", list("abc")))
-
-    study = minimized(CoarseToFineSampler(seed=0), 60, objective)
-    looks = [trial.system_attrs[EXPLANATION]["look"] for trial in study.trials[10:]]
-    assert {kind: looks.count(kind) for kind in EVERYWHERE} == {"model": 8, "density": 8, "blind": 4}
-    chance = minimized(CoarseToFineSampler(inside="random", seed=0), 60, objective)
-    assert "density" not in {trial.system_attrs[EXPLANATION]["look"] for trial in chance.trials[1:]}
 
 
 def test_where_noise_rules_only_blind_looks_leave_the_box():
@@ -529,6 +488,31 @@ def test_looking_everywhere_protects_where_zooming_must_lose():
     )
     assert zooming <= 1
     assert protected >= zooming + 2
+
+
+@pytest.mark.parametrize("seed", [71, 77, 150])
+def test_a_blind_look_finds_what_the_model_does_not_expect(seed):
+    """With these seeds a blind look before trial 60 falls into the well: few studies have such luck.
+
+    The looks that the model leads never do, as the slope around the well promises nothing; how often any look does is
+    in tests/benchmarks/README.md.
+    """
+    assert found_the_well(0.4, seed, "local-gp", 60)
+    assert not found_the_well(0.0, seed, "local-gp", 60)
+
+
+def test_blind_looks_hang_on_nothing_that_was_seen():
+    def blind(sign):
+        study = minimized(
+            CoarseToFineSampler(seed=0),
+            60,
+            lambda t: sign * (t.suggest_float("x", 0, 1) + t.suggest_float("y", 0, 1)),
+        )
+        chosen = [t for t in study.trials[1:] if t.system_attrs[EXPLANATION]["look"] == "blind"]
+        return [(t.number, t.params) for t in chosen]
+
+    assert blind(1) == blind(-1)
+    assert len(blind(1)) == 4
 
 
 @pytest.mark.slow

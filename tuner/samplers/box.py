@@ -35,13 +35,13 @@ __all__ = [
 ]
 
 
-Look = Literal["box", "model", "density", "blind"]
-"""Where a trial looks: inside the box, or at the whole space, led by the model of the values, by the density of good
-points, or by neither, so that no region is left out for ever.
+Look = Literal["box", "model", "blind"]
+"""Where a trial looks: inside the box, or at the whole space, led by the model or, so that no region is left out for
+ever, by nothing.
 """
 
-EVERYWHERE: tuple[Look, ...] = ("model", "density", "model", "density", "blind")
-"""The looks at the whole space, by turns."""
+BLIND = 5
+"""One look in so many at the whole space is blind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +145,11 @@ def _median(values: Floats) -> float:
 
 
 def look(number: int, share: float) -> Look:
-    """What trial `number` looks at: `share` of all at the whole space, evenly spread, in three ways by turns."""
+    """What trial `number` looks at: `share` of all at the whole space, evenly spread."""
     before = int(number * share)
-    return EVERYWHERE[before % len(EVERYWHERE)] if int((number + 1) * share) > before else "box"
+    if int((number + 1) * share) == before:
+        return "box"
+    return "blind" if before % BLIND == BLIND - 1 else "model"
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,9 +138,8 @@ def _named(inside: Inside | BaseSampler, seed: int | None) -> BaseSampler:
 
 LOOKS = {
     "coarse": "the coarse look",
-    "everywhere": "a look everywhere",  # of studies before there were several
+    "everywhere": "a look everywhere",  # of studies before these were told apart
     "model": "a look everywhere, led by the model",
-    "density": "a look everywhere, where good points are dense",
     "blind": "a blind look everywhere",
 }
 

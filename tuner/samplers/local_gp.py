@@ -2,8 +2,7 @@
 
 Look everywhere first; then in a box around the point that the model believes best, which grows while that helps and
 shrinks while it does not. Important axes, on which the model is short-sighted, are narrowed first. A share of the asks
-looks at the whole space, so that a better hill can still be found: some where the model expects one, some where good
-points are dense, which needs no model, some blindly.
+looks at the whole space, so that a better hill can still be found: most where the model expects one, some blindly.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from threadpoolctl import ThreadpoolController
 
 from tuner.samplers.axes import Axes
 from tuner.samplers.box import Box, BoxLength, BoxRules, BoxState, Look, look, make_box
-from tuner.samplers.density import good_and_bad
 from tuner.samplers.gaussian_process import (
     Floats,
     GaussianProcess,
@@ -53,12 +51,10 @@ class ZoomOptions:
     """What may be tuned of the tuner.
 
     `startup` is the length of the coarse stage, by default 2 trials a parameter, 6 to 10. `everywhere` is the share of
-    trials that look at the whole space. Two in five of them are led by the model; two by the density of good points,
-    of which `draws` are judged, if there are categorical parameters, otherwise by the model as well; one looks blindly,
-    whatever is believed. While the noise is more than `noise_limit` of the signal, only the blind ones look there: the
-    others would find luck. `model_points` is how many points the model has at most (an ask costs their cube),
-    `candidates` and `mutations` how many points it judges, `parents` how many of the best are mutated, `rounds` how
-    often the best candidates are polished.
+    trials that look at the whole space. One in five of them looks blindly, whatever the model believes. While the noise
+    is more than `noise_limit` of the signal, only those look there: the others would find luck. `model_points` is how
+    many points the model has at most (an ask costs their cube), `candidates` and `mutations` how many points it judges,
+    `parents` how many of the best are mutated, `rounds` how often the best candidates are polished.
     """
 
     startup: int | None = None
@@ -69,7 +65,6 @@ class ZoomOptions:
     mutations: int = 384
     parents: int = 5
     rounds: int = 3
-    draws: int = 32
     rules: BoxRules = field(default_factory=BoxRules)
     prior: Prior = field(default_factory=Prior)
 
@@ -214,24 +209,13 @@ class ModelZoom(BaseSampler):
                 return self._choose(number, belief)
             case "model":
                 return self._choose(number, self._believe(np.inf))
-            case "density":
-                return self._dense_row(number)
             case "blind":
                 return self._sobol_row(number)
 
     def _look(self, number: int) -> Look:
-        """Where trial `number` looks.
-
-        Where there is much noise, elsewhere only blindly: the others would find luck. The density of good points leads
-        only where there are categories, from one of which to the next the model knows little: elsewhere it is no
-        better a guide than the model, and follows noise.
-        """
+        """Where trial `number` looks: where there is much noise, elsewhere only blindly."""
         kind = look(number, self.options.everywhere)
-        if kind in ("model", "density") and self._is_noisy():
-            return "box"
-        if kind == "density" and not (self.inside == "local-gp" and len(self.axes.categorical)):
-            return "model"
-        return kind
+        return "box" if kind == "model" and self._is_noisy() else kind
 
     def _choose(self, number: int, belief: Belief) -> Floats:
         rng = np.random.default_rng((self._seed, number))
@@ -241,20 +225,6 @@ class ModelZoom(BaseSampler):
         units = tries if self.inside == "sobol" else rng.uniform(size=tries.shape)
         rows = self._rules().apply(self._into_box(rng, belief.box, units))
         row: Floats = rows[int(np.argmin(self._history.contains(rows)))]
-        return row
-
-    def _dense_row(self, number: int) -> Floats:
-        """Of some points from the density of good ones, that where bad ones are rarest."""
-        rng = np.random.default_rng((self._seed, number, 1))
-        places = np.flatnonzero(self._history.finished)
-        rows, running = self._history.rows[places], self._history.running(number)
-        good, bad = good_and_bad(self.axes, rows, self._targets(places), running)
-        tries = self._rules().apply(good.sample(rng, self.options.draws))
-        gains = good.log(tries) - bad.log(tries)
-        gains[self._history.contains(tries)] = -np.inf  # nothing is evaluated twice
-        if not np.isfinite(gains.max()):
-            return self._sobol_row(number)
-        row: Floats = tries[int(np.argmax(gains))]
         return row
 
     def _sobol_row(self, number: int) -> Floats:

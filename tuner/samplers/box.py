@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,20 @@ __all__ = [
     "BoxLength",
     "BoxRules",
     "BoxState",
-    "looks_blindly",
-    "looks_everywhere",
+    "Look",
+    "look",
     "make_box",
     "narrowed",
 ]
+
+
+Look = Literal["box", "model", "blind"]
+"""Where a trial looks: inside the box, or at the whole space, led by the model or, so that no region is left out for
+ever, by nothing.
+"""
+
+BLIND = 5
+"""One look in so many at the whole space is blind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +144,12 @@ def _median(values: Floats) -> float:
     return float(np.partition(values, len(values) // 2)[len(values) // 2])
 
 
-def looks_everywhere(number: int, share: float) -> bool:
-    """Whether trial `number` looks at the whole space: `share` of all, evenly spread."""
-    return int((number + 1) * share) > int(number * share)
-
-
-def looks_blindly(number: int, share: float) -> bool:
-    """Whether it looks there without regard to any model, so that no region is left out for ever: one look in five."""
-    return looks_everywhere(number, share) and int(number * share) % 5 == 4
+def look(number: int, share: float) -> Look:
+    """What trial `number` looks at: `share` of all at the whole space, evenly spread."""
+    before = int(number * share)
+    if int((number + 1) * share) == before:
+        return "box"
+    return "blind" if before % BLIND == BLIND - 1 else "model"
 
 
 @dataclass(frozen=True, slots=True)

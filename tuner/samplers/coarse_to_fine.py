@@ -169,16 +169,21 @@ def _named(inside: Inside | BaseSampler, seed: int | None) -> BaseSampler:
     )
 
 
+LOOKS = {
+    "coarse": "the coarse look",
+    "everywhere": "a look everywhere",  # of studies before these were told apart
+    "model": "a look everywhere, led by the model",
+    "blind": "a blind look everywhere",
+}
+
+
 def explain_trial(trial: FrozenTrial) -> str:
     """Where a trial was looked for, in words: "stage 3, box of length 0.2: rate 0.003–0.02, activation relu"."""
     note = trial.system_attrs.get(EXPLANATION)
     if note is None:
         return "not chosen by coarse-to-fine"
     if note["look"] != "box":
-        return (
-            f"stage {note['stage']}, "
-            + {"coarse": "the coarse look", "everywhere": "a look everywhere"}[note["look"]]
-        )
+        return f"stage {note['stage']}, {LOOKS[note['look']]}"
     ends = ", ".join(f"{name} {_shown(*described)}" for name, described in note["box"].items())
     return f"stage {note['stage']}, box of length {note['length']:.3g}: {ends}"
 

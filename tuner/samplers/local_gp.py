@@ -2,13 +2,13 @@
 
 Look everywhere first; then in a box around the point that the model believes best, which grows while that helps and
 shrinks while it does not. Important axes, on which the model is short-sighted, are narrowed first. A share of the asks
-looks at the whole space, so that a better hill can still be found.
+looks at the whole space, so that a better hill can still be found: most where the model expects one, some blindly.
 """
 
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial
 from threadpoolctl import ThreadpoolController
 
 from tuner.samplers.axes import Axes
-from tuner.samplers.box import Box, BoxLength, BoxRules, BoxState, looks_blindly, looks_everywhere, make_box
+from tuner.samplers.box import Box, BoxLength, BoxRules, BoxState, Look, look, make_box
 from tuner.samplers.gaussian_process import (
     Floats,
     GaussianProcess,
@@ -51,9 +51,9 @@ class ZoomOptions:
     """What may be tuned of the tuner.
 
     `startup` is the length of the coarse stage, by default 2 trials a parameter, 6 to 10. `everywhere` is the share of
-    trials that look at the whole space, while the noise is at most `noise_limit` of the signal: beyond, looking
-    elsewhere finds luck. One in five of them looks blindly, whatever the model believes. `model_points` is how many
-    points the model has at most (an ask costs their cube), `candidates` and `mutations` how many points it judges,
+    trials that look at the whole space. One in five of them looks blindly, whatever the model believes. While the noise
+    is more than `noise_limit` of the signal, only those look there: the others would find luck. `model_points` is how
+    many points the model has at most (an ask costs their cube), `candidates` and `mutations` how many points it judges,
     `parents` how many of the best are mutated, `rounds` how often the best candidates are polished.
     """
 
@@ -173,7 +173,7 @@ class ModelZoom(BaseSampler):
 
     def is_local(self, number: int) -> bool:
         """Whether trial `number` looks inside the box."""
-        return number >= self.startup and not looks_everywhere(number, self.options.everywhere)
+        return number >= self.startup and look(number, self.options.everywhere) == "box"
 
     def state(self) -> BoxState:
         """The box's length and what led to it."""
@@ -197,21 +197,25 @@ class ModelZoom(BaseSampler):
         if self.is_coarse(number):
             self._note(study, trial, {"look": "coarse", "stage": 0})
             return self._sobol_row(number)
-        state = self.state()
-        if looks_blindly(number, self.options.everywhere):
-            self._note(study, trial, {"look": "everywhere", "stage": state.changes + 1})
-            return self._sobol_row(number)
-        belief = self._believe(state.length)
-        everywhere = not self.is_local(number) and not self._is_noisy(belief)
-        if everywhere:
-            centre, lengths = belief.box.centre, belief.model.hyperparameters.lengths
-            belief = replace(belief, box=make_box(self.axes, centre, lengths, np.inf))
-        note: dict[str, Any] = {"look": "everywhere" if everywhere else "box", "stage": state.changes + 1}
-        if not everywhere:
+        state, kind = self.state(), self._look(number)
+        note: dict[str, Any] = {"look": kind, "stage": state.changes + 1}
+        if kind == "box":
+            belief = self._believe(state.length)
             note |= {"length": state.length, "box": self._described(study, belief.box)}
             self._note_box(study, trial, state, note)
         self._note(study, trial, note)
-        return self._choose(number, belief)
+        match kind:
+            case "box":
+                return self._choose(number, belief)
+            case "model":
+                return self._choose(number, self._believe(np.inf))
+            case "blind":
+                return self._sobol_row(number)
+
+    def _look(self, number: int) -> Look:
+        """Where trial `number` looks: where there is much noise, elsewhere only blindly."""
+        kind = look(number, self.options.everywhere)
+        return "box" if kind == "model" and self._is_noisy() else kind
 
     def _choose(self, number: int, belief: Belief) -> Floats:
         rng = np.random.default_rng((self._seed, number))
@@ -281,8 +285,10 @@ class ModelZoom(BaseSampler):
         box = make_box(axes, known[order[0]], hyperparameters.lengths, length)
         return Belief(model, known[order], float(believed[order[0]]), box)
 
-    def _is_noisy(self, belief: Belief) -> bool:
-        return belief.model.hyperparameters.noise > self.options.noise_limit
+    def _is_noisy(self) -> bool:
+        places = np.flatnonzero(self._history.finished)
+        hyperparameters = self._hyperparameters(places, self._history.rows[places])
+        return hyperparameters.noise > self.options.noise_limit
 
     def _hyperparameters(self, places: NDArray[np.intp], rows: Floats) -> Hyperparameters:
         """Fitted to the first of the trials, as many as the last milestone says: the same after a restart."""

@@ -591,6 +591,14 @@ def test_the_command_line_says_what_cannot_be(tuner: Tuner, tmp_path: Path) -> N
     )
 
 
+def test_what_can_be_an_objective_is_listed(tuner: Tuner) -> None:
+    out = " ".join(tuner("objectives", "wine")[1].split())
+    assert "A study of several objectives can name: value, train_loss, dev_loss, " in out
+    assert out.endswith("dev_macro_f1, epochs, training_seconds")
+    (wine,) = json.loads(tuner("objectives", "wine", "--format", "json")[1])
+    assert "dev_macro_f1" in wine["metrics"]
+
+
 def test_a_stock_study_of_several_objectives_has_its_front_shown(tuner: Tuner, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/tuner.db"
     with StudyManager(url):

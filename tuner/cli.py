@@ -31,11 +31,11 @@ from objectives.epoch import Epoch, Objective
 from tuner import logs
 from tuner.ask_tell import known_params
 from tuner.assignment import parse_assignments
-from tuner.catalogue import find_objective, objective_names
+from tuner.catalogue import find_objective, known_metrics, objective_names
 from tuner.comparing import LiveReport, require_unrepeated, told_differences
 from tuner.comparison import ComparisonResult, ProblemsResult, require_problems
 from tuner.comparison.export import load_results
-from tuner.definition import ComparisonDefinition, StudyDefinition, find_definition
+from tuner.definition import OWN_VALUE, SPENT, ComparisonDefinition, StudyDefinition, find_definition
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, TunerError
 from tuner.evidence import find, find_claims, missing, paragraph, write_paragraph
 from tuner.executors import one_thread
@@ -776,6 +776,9 @@ def objectives(
     for objective in found:
         out.print(f"[bold]{objective.name}[/bold]  {escape(objective.description)} ({objective.direction})")
         out.print(_hyperparameter_table(objective) if name else _tiers(objective))
+        if name and (metrics := known_metrics(objective)) is not None:
+            names = ", ".join([OWN_VALUE, *metrics, *SPENT])
+            out.print(f"A study of several objectives can name: {names}", style="dim", markup=False)
 
 
 def _installed_objectives() -> list[Objective]:
@@ -1306,6 +1309,7 @@ def _objective_dict(objective: Objective) -> dict[str, Any]:
         "description": objective.description,
         "direction": objective.direction,
         "hyperparameters": [_plain(h) for h in objective.hyperparameters],
+        "metrics": known_metrics(objective),
     }
 
 

@@ -50,14 +50,12 @@ def crashing() -> Iterator[Server]:
 def test_a_run_goes_on_by_itself_after_a_crash_of_the_server(
     crashing: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: dict[int, float | None] = {}
+    told: dict[int, Any] = {}
     tell = AskTell.tell
 
-    def tell_and_note(
-        self: AskTell, lease: Any, state: TrialState, value: float | None, *a: Any, **k: Any
-    ) -> Any:
-        ended = tell(self, lease, state, value, *a, **k)
-        told[lease.number] = value
+    def tell_and_note(self: AskTell, lease: Any, state: TrialState, values: Any, *a: Any, **k: Any) -> Any:
+        ended = tell(self, lease, state, values, *a, **k)
+        told[lease.number] = values
         return ended
 
     monkeypatch.setattr(AskTell, "tell", tell_and_note)
@@ -84,7 +82,7 @@ def test_a_run_goes_on_by_itself_after_a_crash_of_the_server(
     trials = study.trials
     assert [trial.number for trial in trials] == list(range(80))
     assert all(trial.state is TrialState.COMPLETE for trial in trials)
-    assert told == {trial.number: trial.value for trial in trials}
+    assert told == {trial.number: trial.values for trial in trials}
     spent = manager.ask_tell("s").spent()
     assert (spent.trials, spent.ended) == (80, 80)
     # a crash may take the last reports back, as they do not wait for the disk, but the books with them

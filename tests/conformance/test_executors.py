@@ -378,7 +378,7 @@ def test_a_worker_that_comes_late_to_a_run_that_is_over_does_nothing(sqlite_url:
         assert manager.load("s").trials == []
 
 
-@pytest.mark.parametrize("budget", [{"trials": 200}, {"epochs": 600}], ids=["trials", "epochs"])
+@pytest.mark.parametrize("budget", [{"trials": 100}, {"epochs": 300}], ids=["trials", "epochs"])
 def test_32_workers_meet_the_budget_exactly(url: str, budget: dict[str, int]) -> None:
     outcomes: list[Outcome] = []
     definition = slope(budget=budget)
@@ -393,9 +393,9 @@ def test_32_workers_meet_the_budget_exactly(url: str, budget: dict[str, int]) ->
     assert spent.epochs == epochs
     assert sorted(o.number for o in outcomes) == list(range(len(finished.trials)))
     if "trials" in budget:
-        assert [t.state for t in finished.trials] == [TrialState.COMPLETE] * 200
+        assert [t.state for t in finished.trials] == [TrialState.COMPLETE] * 100
     else:
-        assert epochs == 600
+        assert epochs == 300
 
 
 def elsewhere(manager: StudyManager, lease_seconds: float) -> AskTell:

@@ -191,6 +191,8 @@ def images() -> dict[str, str]:
                 for name, arguments in wanted.items()
                 if not build.has(names[name])
             ]
+            if build.is_ours:  # its containers' network, in which tests are, has no way to Debian
+                building.append(threads.submit(newer_compose))
         for made in building:
             made.result()
         if not build.has(names["walk"]):

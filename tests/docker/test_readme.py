@@ -169,7 +169,7 @@ def test_start_and_log_in(walk: Walk) -> None:
 def test_first_study_by_curl(walk: Walk) -> None:
     assert '"name":"first"' in walk("First study by curl 0").replace(" ", "")
     assert (walk.folder / "header").stat().st_mode & 0o777 == 0o600
-    until(lambda: '"value"' in walk("First study by curl 1"), "best trial")
+    until(lambda: '"value"' in walk("First study by curl 1"), "best trial", seconds=400)
     until(
         lambda: len(walk.values("first")) >= 1 and walk.get("/v1/studies/first").json()["is_finished"], "end"
     )

@@ -411,7 +411,7 @@ def test_boxes_are_stored_with_the_study_and_trials_explained():
     assert stages == sorted(set(stages))
     assert all(box["box"]["x"][0] <= box["box"]["x"][1] for box in boxes)
     looks = {trial.system_attrs[EXPLANATION]["look"] for trial in study.trials[1:]}
-    assert looks == {"coarse", "box", "model", "blind"}
+    assert looks == {"coarse", "box", "everywhere", "blind"}
     words = [explain_trial(trial) for trial in study.trials]
     assert words[3] == "stage 0, the coarse look"
     assert any("box of length" in w and "x " in w for w in words)

@@ -35,9 +35,9 @@ __all__ = [
 ]
 
 
-Look = Literal["box", "model", "blind"]
-"""Where a trial looks: inside the box, or at the whole space, led by the model or, so that no region is left out for
-ever, by nothing.
+Look = Literal["box", "everywhere", "blind"]
+"""Where a trial looks: inside the box, or at the whole space, as whoever is inside would choose; or there blindly, so
+that no region is left out for ever.
 """
 
 BLIND = 5
@@ -149,7 +149,7 @@ def look(number: int, share: float) -> Look:
     before = int(number * share)
     if int((number + 1) * share) == before:
         return "box"
-    return "blind" if before % BLIND == BLIND - 1 else "model"
+    return "blind" if before % BLIND == BLIND - 1 else "everywhere"
 
 
 @dataclass(frozen=True, slots=True)

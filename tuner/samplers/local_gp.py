@@ -207,7 +207,7 @@ class ModelZoom(BaseSampler):
         match kind:
             case "box":
                 return self._choose(number, belief)
-            case "model":
+            case "everywhere":
                 return self._choose(number, self._believe(np.inf))
             case "blind":
                 return self._sobol_row(number)
@@ -215,7 +215,7 @@ class ModelZoom(BaseSampler):
     def _look(self, number: int) -> Look:
         """Where trial `number` looks: where there is much noise, elsewhere only blindly."""
         kind = look(number, self.options.everywhere)
-        return "box" if kind == "model" and self._is_noisy() else kind
+        return "box" if kind == "everywhere" and self._is_noisy() else kind
 
     def _choose(self, number: int, belief: Belief) -> Floats:
         rng = np.random.default_rng((self._seed, number))

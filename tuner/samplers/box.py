@@ -6,6 +6,7 @@ Local Bayesian Optimization", NeurIPS (2019), cited as [TuRBO].
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -105,7 +106,7 @@ class BoxLength:
             unchanged: trials below this number are as in the last call.
             is_local: whether a trial looked inside the box, so that its failure counts.
         """
-        keep = int(np.searchsorted(self._numbers, unchanged)) if self._numbers else 0
+        keep = bisect.bisect_left(self._numbers, unchanged)
         del self._states[keep:], self._numbers[keep:]
         for i in range(keep, len(numbers)):
             before = self._states[-1] if self._states else BoxState(self.rules.start)

@@ -23,7 +23,7 @@ from tuner.samplers import (
 from tuner.samplers.axes import Axes
 from tuner.samplers.box import BLIND, Box, BoxLength, BoxRules, look, make_box
 from tuner.samplers.coarse_to_fine import stage_lengths
-from tuner.samplers.history import ActivityRules, History
+from tuner.samplers.history import ActivityRules, History, TargetsThen
 from tuner.samplers.local_gp import EXPLANATION, ZoomOptions, milestone, select
 from tuner.scales import from_unit, to_unit
 from tuner.space import Space
@@ -129,6 +129,24 @@ def test_the_box_is_a_pure_function_of_the_finished_trials(values, random):
             np.array(known), values[known], 3, unchanged=0, is_local=lambda n: n % 5 != 4
         )
         assert grown.last_change() == fresh.last_change()
+
+
+@given(
+    st.lists(st.tuples(st.floats(-10, 10) | st.just(np.inf), st.booleans()), min_size=1, max_size=30),
+    st.randoms(use_true_random=False),
+)
+@settings(deadline=None)
+def test_pruned_trials_are_worth_at_least_the_median_of_their_time(trials, random):
+    """However the trials come in: as the definition says, over those with lower numbers."""
+    values, pruned = np.array([v for v, _ in trials]), np.array([p for _, p in trials])
+    order = sorted(range(len(trials)), key=lambda i: i + 4 * random.random())  # out of turn
+    grown, known = TargetsThen(), []
+    for number in order:
+        known = sorted([*known, number])
+        found = grown.update(np.array(known), values[known], pruned[known], unchanged=number)
+        for target, i in zip(found, known, strict=True):
+            whole = [values[j] for j in known if j < i and not pruned[j]]
+            assert target == (max(values[i], np.median(whole)) if pruned[i] and whole else values[i])
 
 
 @given(st.floats(0, 1))
@@ -411,7 +429,7 @@ def test_boxes_are_stored_with_the_study_and_trials_explained():
     assert stages == sorted(set(stages))
     assert all(box["box"]["x"][0] <= box["box"]["x"][1] for box in boxes)
     looks = {trial.system_attrs[EXPLANATION]["look"] for trial in study.trials[1:]}
-    assert looks == {"coarse", "box", "model", "blind"}
+    assert looks == {"coarse", "box", "everywhere", "blind"}
     words = [explain_trial(trial) for trial in study.trials]
     assert words[3] == "stage 0, the coarse look"
     assert any("box of length" in w and "x " in w for w in words)

@@ -6,6 +6,7 @@ Local Bayesian Optimization", NeurIPS (2019), cited as [TuRBO].
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -35,9 +36,9 @@ __all__ = [
 ]
 
 
-Look = Literal["box", "model", "blind"]
-"""Where a trial looks: inside the box, or at the whole space, led by the model or, so that no region is left out for
-ever, by nothing.
+Look = Literal["box", "everywhere", "blind"]
+"""Where a trial looks: inside the box, or at the whole space, as whoever is inside would choose; or there blindly, so
+that no region is left out for ever.
 """
 
 BLIND = 5
@@ -105,7 +106,7 @@ class BoxLength:
             unchanged: trials below this number are as in the last call.
             is_local: whether a trial looked inside the box, so that its failure counts.
         """
-        keep = int(np.searchsorted(self._numbers, unchanged)) if self._numbers else 0
+        keep = bisect.bisect_left(self._numbers, unchanged)
         del self._states[keep:], self._numbers[keep:]
         for i in range(keep, len(numbers)):
             before = self._states[-1] if self._states else BoxState(self.rules.start)
@@ -149,7 +150,7 @@ def look(number: int, share: float) -> Look:
     before = int(number * share)
     if int((number + 1) * share) == before:
         return "box"
-    return "blind" if before % BLIND == BLIND - 1 else "model"
+    return "blind" if before % BLIND == BLIND - 1 else "everywhere"
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,8 +171,7 @@ def _named(inside: Inside | BaseSampler, seed: int | None) -> BaseSampler:
 
 LOOKS = {
     "coarse": "the coarse look",
-    "everywhere": "a look everywhere",  # of studies before these were told apart
-    "model": "a look everywhere, led by the model",
+    "everywhere": "a look everywhere",
     "blind": "a blind look everywhere",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tuner.samplers.axes import Axes
 from tuner.samplers.gaussian_process import Floats
 
-__all__ = ["ActivityRules", "History"]
+__all__ = ["ActivityRules", "History", "TargetsThen"]
 
 WORST = np.inf
 """What a failed trial counts as: where a training diverges, it is not good to look again."""
@@ -204,3 +205,52 @@ class ActivityRules:
                 choice = np.where(missing, len(active) - 1, np.nan_to_num(rows[:, source])).astype(np.intp)
                 rows[~active[choice], target] = np.nan
         return rows
+
+
+class TargetsThen:
+    """What trials were worth when they ended: values to minimize, but a pruned one's at least the median so far.
+
+    Nothing that comes later changes them. Each update costs what is new since the last one: as in `BoxLength`, what is
+    known is taken back as far as a trial ended out of turn.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Start from nothing."""
+        self._numbers: list[int] = []
+        self._targets: list[float] = []
+        self._whole: list[float] = []  # the values of those that were not pruned, ascending
+        self._pruned: list[bool] = []
+
+    def update(
+        self, numbers: NDArray[np.intp], values: Floats, pruned: NDArray[np.bool_], *, unchanged: int
+    ) -> Floats:
+        """The targets of the trials `numbers`, ascending; all of shape (n,).
+
+        Args:
+            numbers: of the finished trials.
+            values: to be minimized.
+            pruned: which of them were pruned.
+            unchanged: trials below this number are as in the last call.
+        """
+        keep = bisect.bisect_left(self._numbers, unchanged)
+        for value, was_pruned in zip(self._targets[keep:], self._pruned[keep:], strict=True):
+            if not was_pruned:
+                del self._whole[bisect.bisect_left(self._whole, value)]
+        del self._numbers[keep:], self._targets[keep:], self._pruned[keep:]
+        for number, value, is_pruned in zip(
+            numbers[keep:].tolist(), values[keep:].tolist(), pruned[keep:].tolist(), strict=True
+        ):
+            target = max(value, self._median()) if is_pruned and self._whole else value
+            if not is_pruned:
+                bisect.insort(self._whole, value)
+            self._numbers.append(number)
+            self._targets.append(target)
+            self._pruned.append(is_pruned)
+        return np.array(self._targets)
+
+    def _median(self) -> float:
+        whole = self._whole
+        return (whole[(len(whole) - 1) // 2] + whole[len(whole) // 2]) / 2

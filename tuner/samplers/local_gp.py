@@ -7,7 +7,6 @@ looks at the whole space, so that a better hill can still be found: most where t
 
 from __future__ import annotations
 
-import bisect
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,7 +30,7 @@ from tuner.samplers.gaussian_process import (
     log_expected_improvement,
     warp,
 )
-from tuner.samplers.history import ActivityRules, History
+from tuner.samplers.history import ActivityRules, History, TargetsThen
 from tuner.samplers.view import outside
 
 __all__ = ["BOXES", "EXPLANATION", "ModelZoom", "ZoomOptions", "entropy"]
@@ -99,6 +98,7 @@ class ModelZoom(BaseSampler):
         self._random = RandomSampler(self._seed)
         self._history = History()
         self._length = BoxLength(self.options.rules)
+        self._targets_then = TargetsThen()
         self._fitted: dict[bytes, Hyperparameters] = {}
         self._sobol: dict[int, Floats] = {}
         self._axes: Axes | None = None
@@ -155,6 +155,7 @@ class ModelZoom(BaseSampler):
         if self._axes is not self._history.axes:  # another study, or another parameter
             self._axes = self._history.axes
             self._length.forget()
+            self._targets_then.forget()
             self._fitted = {}
 
     @property
@@ -178,12 +179,11 @@ class ModelZoom(BaseSampler):
     def state(self) -> BoxState:
         """The box's length and what led to it."""
         places = np.flatnonzero(self._history.finished)
+        numbers, unchanged = self._history.numbers[places], self._history.take_changes()
+        values, pruned = self._history.values[places], self._history.pruned[places]
+        targets = self._targets_then.update(numbers, values, pruned, unchanged=unchanged)
         return self._length.update(
-            self._history.numbers[places],
-            self._targets_then(places),
-            len(self.axes),
-            unchanged=self._history.take_changes(),
-            is_local=self.is_local,
+            numbers, targets, len(self.axes), unchanged=unchanged, is_local=self.is_local
         )
 
     def steady_box(self) -> Box:
@@ -207,7 +207,7 @@ class ModelZoom(BaseSampler):
         match kind:
             case "box":
                 return self._choose(number, belief)
-            case "model":
+            case "everywhere":
                 return self._choose(number, self._believe(np.inf))
             case "blind":
                 return self._sobol_row(number)
@@ -215,7 +215,7 @@ class ModelZoom(BaseSampler):
     def _look(self, number: int) -> Look:
         """Where trial `number` looks: where there is much noise, elsewhere only blindly."""
         kind = look(number, self.options.everywhere)
-        return "box" if kind == "model" and self._is_noisy() else kind
+        return "box" if kind == "everywhere" and self._is_noisy() else kind
 
     def _choose(self, number: int, belief: Belief) -> Floats:
         rng = np.random.default_rng((self._seed, number))
@@ -252,17 +252,6 @@ class ModelZoom(BaseSampler):
             whole = values[~pruned]
             floor = np.median(whole) if len(whole) else -np.inf
             values = np.where(pruned, np.maximum(values, floor), values)
-        return values
-
-    def _targets_then(self, places: NDArray[np.intp]) -> Floats:
-        """The same, each as it was when its trial ended: nothing that comes later changes what the box has become."""
-        values, pruned = self._history.values[places].copy(), self._history.pruned[places]
-        whole: list[float] = []
-        for i in range(len(values)):
-            if not pruned[i]:
-                bisect.insort(whole, float(values[i]))
-            elif whole:
-                values[i] = max(values[i], (whole[(len(whole) - 1) // 2] + whole[len(whole) // 2]) / 2)
         return values
 
     def _rules(self) -> ActivityRules:

@@ -230,7 +230,7 @@ def test_a_durable_transaction_is_on_the_disk_when_it_ends_and_holds_no_lock_mea
 
     def create(name: str, mode: Mode = Mode.DURABLE) -> None:
         with database.transaction(mode) as session:
-            database.create_study(session, name, StudyDirection.MINIMIZE, {"a": 1})
+            database.create_study(session, name, [StudyDirection.MINIMIZE], {"a": 1})
 
     create("a")
     assert synced == [(f"{file}-wal", ["a"])]
@@ -261,7 +261,7 @@ def test_threads_wait_for_the_disk_together(sqlite_url: str, monkeypatch: pytest
 
     def create(name: str) -> None:
         with database.transaction() as session:
-            database.create_study(session, name, StudyDirection.MINIMIZE, {"a": 1})
+            database.create_study(session, name, [StudyDirection.MINIMIZE], {"a": 1})
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(create, "abcdef"))

@@ -66,6 +66,26 @@ def test_a_full_disk_is_named(folder: Path) -> None:
     assert os.listdir(folder) == []
 
 
+@pytest.mark.parametrize("name", ["a[1].json", "*.json", "n" * 250])
+def test_a_name_is_taken_as_it_is(folder: Path, name: str) -> None:
+    (folder / ".a1.json").write_text("another's")
+    with new_file(folder / name, "an export") as part:
+        part.write_text("whole")
+        part.with_name(f"{part.name}-wal").touch()
+    assert sorted(os.listdir(folder)) == sorted([".a1.json", name])
+
+
+def test_what_cannot_get_its_name_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StorageError, match="No space left"), new_file(folder / "a", "an export") as part:
+        part.write_text("whole")
+    assert os.listdir(folder) == []
+
+
 def test_two_who_write_at_once_do_not_share_a_draft(folder: Path) -> None:
     """Processes of two containers may have the same number."""
     with new_file(folder / "a", "a backup") as one, new_file(folder / "b", "a backup") as other:

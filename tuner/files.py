@@ -29,7 +29,7 @@ def new_file(file: Path, what: str, mode: int = 0o600) -> Iterator[Path]:
     there = ConflictError(f"{file} is there already; {what} goes into a new file")
     if file.exists():
         raise there
-    part = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
+    part = file.with_name(f".{uuid.uuid4().hex}.part")
     try:
         part.touch(mode, exist_ok=False)
         try:
@@ -54,4 +54,8 @@ def _publish(part: Path, file: Path) -> None:
         raise
     except OSError:  # no second name for a file is to be had there
         file.touch(0o600, exist_ok=False)
-        part.replace(file)
+        try:
+            part.replace(file)
+        except OSError:
+            file.unlink()
+            raise

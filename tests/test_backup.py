@@ -11,7 +11,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import sqlalchemy as sa
@@ -121,7 +121,7 @@ def test_backup_is_a_database(url: str, tmp_path: Path) -> None:
     backup(url, file)
     with StudyManager(f"sqlite:///{file}") as manager:
         assert [summary.name for summary in manager.studies()] == ["kept"]
-    assert not list(tmp_path.glob(".backup*"))
+    assert not list(tmp_path.glob("*.part*"))
 
 
 def test_backup_is_of_one_moment(url: str, tmp_path: Path) -> None:
@@ -368,15 +368,18 @@ def test_an_export_that_is_interrupted_leaves_nothing(
     sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(sqlite_url)
-    monkeypatch.setattr(json.JSONEncoder, "iterencode", _stops)
+    stopped: list[bool] = []
+
+    def stops(_document: Any, file: TextIO, **_: Any) -> None:
+        file.write("{")
+        stopped.append(True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(json, "dump", stops)
     with pytest.raises(KeyboardInterrupt):
         export_("kept", tmp_path / "kept.json", sqlite_url)
-    assert not list(tmp_path.glob("*kept*"))
-
-
-def _stops(*_: object, **__: object) -> Iterator[str]:
-    yield "{"
-    raise KeyboardInterrupt
+    assert stopped == [True]
+    assert not list(tmp_path.glob("*kept*")) + list(tmp_path.glob("*.part"))
 
 
 def test_checkpoints_are_copied_one_at_a_time(postgresql_url: str, tmp_path: Path) -> None:

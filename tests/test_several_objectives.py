@@ -218,7 +218,7 @@ def test_values_are_any_row_of_numbers(sqlite_url: str, row: Any) -> None:
     lease = must(ask_tell.ask())
     for scalar in (np.array(1.0), np.float32(1)):
         with pytest.raises(DefinitionError, match=r"has 2 objectives .* got 1$"):
-            ask_tell.tell(lease, TrialState.COMPLETE, scalar)  # type: ignore[arg-type]
+            ask_tell.tell(lease, TrialState.COMPLETE, scalar)
     assert ask_tell.tell(lease, TrialState.COMPLETE, row) is TrialState.COMPLETE
     assert ask_tell.study.trials[0].values == [1.0, 2.0]
 
@@ -482,6 +482,20 @@ def test_a_run_by_several_workers_has_the_front_of_its_trials(url: str) -> None:
         assert summary.best_value is None
         assert sorted(map(list, summary.front)) == sorted(t.values for t in study.best_trials)
         assert len(summary.front) == 12  # each is smaller or better than any other
+
+
+@pytest.mark.parametrize(
+    "metrics", [lambda self: {}, property(lambda self: "size"), property(lambda self: [1])]
+)
+@pytest.mark.parametrize("names", [(), ("size", "value")])
+def test_what_an_objective_calls_metrics_may_be_something_else(
+    sqlite_url: str, metrics: Any, names: tuple[str, ...]
+) -> None:
+    """Also where one objective is tuned, for which nobody asks what metrics there are."""
+    objective = type("Measured", (Growth,), {"metrics": metrics})()
+    with StudyManager(sqlite_url) as manager:
+        study = manager.run(growth(*names, budget={"trials": 1}), objective)
+        assert study.trials[0].state is TrialState.COMPLETE
 
 
 def test_trainings_have_the_metrics_that_they_name() -> None:

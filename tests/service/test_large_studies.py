@@ -316,6 +316,20 @@ def test_an_address_that_is_no_study_takes_no_others_place(
     assert list(documents._kept) == [study._study_id]
 
 
+def test_no_more_studies_are_kept_while_the_database_fails(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise StorageError("the database does not answer")
+
+    documents = Documents(database)
+    monkeypatch.setattr(large_studies, "_identity", fails)
+    for study_id in range(1, 3 * large_studies.STUDIES):
+        with pytest.raises(StorageError):
+            documents.get(study_id)
+    assert len(documents._kept) <= large_studies.STUDIES
+
+
 def test_only_the_last_few_studies_are_kept(
     database: Database, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:

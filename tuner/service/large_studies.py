@@ -68,13 +68,17 @@ class Documents:
         with self._lock:
             document = self._kept.pop(study_id, None) or _Document(self._database, study_id)
             self._kept[study_id] = document
-        status, body = document.get(after)
-        with self._lock:
-            if status != 200 and self._kept.get(study_id) is document:
-                del self._kept[study_id]  # an address that is none takes no other's place
-            while len(self._kept) > STUDIES:
-                self._kept.popitem(last=False)
-        return status, body
+        is_there = True
+        try:
+            status, body = document.get(after)
+            is_there = status == 200
+            return status, body
+        finally:
+            with self._lock:
+                if not is_there and self._kept.get(study_id) is document:
+                    del self._kept[study_id]  # an address that is none takes no other's place
+                while len(self._kept) > STUDIES:
+                    self._kept.popitem(last=False)
 
 
 class _Document:

@@ -224,6 +224,19 @@ def test_another_study_under_the_same_id_is_another(sqlite_url: str) -> None:
     database.close()
 
 
+def test_another_study_whose_first_trial_waits_too_is_another(sqlite_url: str) -> None:
+    database = open_storage(sqlite_url)
+    documents = Documents(database)
+    for value in (0.5, 0.25):
+        study = optuna.create_study(storage=database, study_name="s")
+        study.enqueue_trial({"x": 0.5})
+        study.add_trials([create_trial(value=value + i) for i in range(3)])
+        assert study._study_id == 1
+        assert of_ours(documents, 1) == of_stock(database, 1)
+        optuna.delete_study(study_name="s", storage=database)
+    database.close()
+
+
 def test_an_empty_study_and_one_that_is_not_there(database: Database) -> None:
     documents = Documents(database)
     assert of_ours(documents, 1) == of_stock(database, 1)

@@ -254,9 +254,10 @@ _ATTR_NAMES = sa.select(_STUDY_ATTRS.c.key)
 
 def _identity(session: Session, study_id: int) -> object:
     """What tells a study from another that had this id before, which SQLite gives again."""
-    first = sa.select(_TRIALS.c.trial_id, _TRIALS.c.datetime_start).where(_TRIALS.c.study_id == study_id)
+    start = _TRIALS.c.datetime_start
+    begun = sa.select(_TRIALS.c.trial_id, start).where(_TRIALS.c.study_id == study_id, start.is_not(None))
     name = session.scalar(sa.select(_STUDIES.c.study_name).where(_STUDIES.c.study_id == study_id))
-    return name, session.execute(first.order_by(_TRIALS.c.trial_id).limit(1)).first()
+    return name, session.execute(begun.order_by(_TRIALS.c.trial_id).limit(1)).first()
 
 
 def _split(body: str) -> tuple[str, dict[int, str], str]:

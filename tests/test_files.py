@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,22 @@ def test_it_is_there_when_it_is_complete(folder: Path) -> None:
     assert file.read_text() == "whole"
     assert os.listdir(folder) == ["a.json"]
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_its_name_too_is_on_the_disk_before_anybody_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut takes the name of a file whose folder was not written."""
+    file, flush, flushed = folder / "a.json", os.fsync, list[tuple[bool, bool]]()
+
+    def note(descriptor: int) -> None:
+        flushed.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), file.exists()))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with new_file(file, "a backup"):
+        pass
+    assert flushed == [(False, False), (True, True)]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ZeroDivisionError])

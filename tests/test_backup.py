@@ -11,7 +11,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import sqlalchemy as sa
@@ -121,7 +121,7 @@ def test_backup_is_a_database(url: str, tmp_path: Path) -> None:
     backup(url, file)
     with StudyManager(f"sqlite:///{file}") as manager:
         assert [summary.name for summary in manager.studies()] == ["kept"]
-    assert not list(tmp_path.glob(".backup*"))
+    assert not list(tmp_path.glob("*.part*"))
 
 
 def test_backup_is_of_one_moment(url: str, tmp_path: Path) -> None:
@@ -321,12 +321,20 @@ def test_a_restore_that_is_interrupted_leaves_no_part(url: str, other: str, tmp_
 def test_what_others_have_put_into_sqlite_is_kept(sqlite_url: str, tmp_path: Path) -> None:
     fill(sqlite_url)
     with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as connection, connection:
-        connection.execute("CREATE TABLE notes (note_id INTEGER PRIMARY KEY, text VARCHAR(20))")
-        connection.execute("INSERT INTO notes VALUES (3, 'of mine')")
+        # SQLite takes whatever is put there
+        columns = (
+            "text VARCHAR(20), day DATE, at DATETIME, cost DECIMAL(9, 2), is_so BOOLEAN, what JSON, data BLOB"
+        )
+        connection.execute(f"CREATE TABLE notes (note_id INTEGER PRIMARY KEY, {columns})")
+        connection.execute(
+            "INSERT INTO notes VALUES (3, 7, 'monday', 1790000000, 'much', 'maybe', '{', 'none')"
+        )
+        connection.execute("INSERT INTO notes (text, cost, is_so, data) VALUES ('of mine', 0.1, 1, x'00ff')")
+        kept = connection.execute("SELECT * FROM notes").fetchall()
     backup(sqlite_url, tmp_path / "backup.db")
     restore(f"sqlite:///{tmp_path}/new.db", tmp_path / "backup.db")
     with closing(sqlite3.connect(tmp_path / "new.db")) as connection:
-        assert connection.execute("SELECT * FROM notes").fetchall() == [(3, "of mine")]
+        assert connection.execute("SELECT * FROM notes").fetchall() == kept
 
 
 @pytest.mark.parametrize("is_writable", [True, False])
@@ -360,15 +368,18 @@ def test_an_export_that_is_interrupted_leaves_nothing(
     sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(sqlite_url)
-    monkeypatch.setattr(json.JSONEncoder, "iterencode", _stops)
+    stopped: list[bool] = []
+
+    def stops(_document: Any, file: TextIO, **_: Any) -> None:
+        file.write("{")
+        stopped.append(True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(json, "dump", stops)
     with pytest.raises(KeyboardInterrupt):
         export_("kept", tmp_path / "kept.json", sqlite_url)
-    assert not list(tmp_path.glob("*kept*"))
-
-
-def _stops(*_: object, **__: object) -> Iterator[str]:
-    yield "{"
-    raise KeyboardInterrupt
+    assert stopped == [True]
+    assert not list(tmp_path.glob("*kept*")) + list(tmp_path.glob("*.part"))
 
 
 def test_checkpoints_are_copied_one_at_a_time(postgresql_url: str, tmp_path: Path) -> None:

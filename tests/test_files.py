@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,22 @@ def test_it_is_there_when_it_is_complete(folder: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_its_name_too_is_on_the_disk_before_anybody_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut takes the name of a file whose folder was not written."""
+    file, flush, flushed = folder / "a.json", os.fsync, list[tuple[bool, bool]]()
+
+    def note(descriptor: int) -> None:
+        flushed.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), file.exists()))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with new_file(file, "a backup"):
+        pass
+    assert flushed == [(False, False), (True, True)]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
 def test_what_is_interrupted_leaves_nothing(folder: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), new_file(folder / "a.json", "an export") as part:  # noqa: PT012
@@ -63,6 +80,26 @@ def test_a_full_disk_is_named(folder: Path) -> None:
         new_file(file, "an export"),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("name", ["a[1].json", "*.json", "n" * 250])
+def test_a_name_is_taken_as_it_is(folder: Path, name: str) -> None:
+    (folder / ".a1.json").write_text("another's")
+    with new_file(folder / name, "an export") as part:
+        part.write_text("whole")
+        part.with_name(f"{part.name}-wal").touch()
+    assert sorted(os.listdir(folder)) == sorted([".a1.json", name])
+
+
+def test_what_cannot_get_its_name_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StorageError, match="No space left"), new_file(folder / "a", "an export") as part:
+        part.write_text("whole")
     assert os.listdir(folder) == []
 
 

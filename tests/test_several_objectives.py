@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
@@ -209,6 +210,30 @@ def test_there_is_a_value_for_each_objective(sqlite_url: str, told: Any) -> None
     with pytest.raises(ValueError, match="needs a number"):
         ask_tell.tell(lease, TrialState.COMPLETE, None)
     ask_tell.tell(lease, TrialState.COMPLETE, [0.5, 0.5])
+
+
+@pytest.mark.parametrize("row", [np.array([1.0, 2.0]), (np.float32(1), np.float64(2)), [1, 2]])
+def test_values_are_any_row_of_numbers(sqlite_url: str, row: Any) -> None:
+    ask_tell = begin(sqlite_url)
+    lease = must(ask_tell.ask())
+    for scalar in (np.array(1.0), np.float32(1)):
+        with pytest.raises(DefinitionError, match=r"has 2 objectives .* got 1$"):
+            ask_tell.tell(lease, TrialState.COMPLETE, scalar)
+    assert ask_tell.tell(lease, TrialState.COMPLETE, row) is TrialState.COMPLETE
+    assert ask_tell.study.trials[0].values == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("told", ["12", {1.0, 2.0}, {0.0: 1.0, 1.0: 2.0}])
+def test_what_has_no_order_or_is_a_text_is_no_row_of_values(sqlite_url: str, told: Any) -> None:
+    """A set's order is not the objectives', and the two digits of a text are not two numbers."""
+    ask_tell = begin(sqlite_url)
+    lease = must(ask_tell.ask())
+    with pytest.raises((TypeError, DefinitionError)):
+        ask_tell.tell(lease, TrialState.COMPLETE, told)
+    assert ask_tell.study.trials[0].state is TrialState.RUNNING
+    outcome = run_leased(ask_tell, lease, lambda trial: told)
+    assert outcome.state is TrialState.FAIL
+    assert "the study has 2 objectives (error, speed), each with a number" in (outcome.failure or "")
 
 
 def test_one_objective_has_one_value(sqlite_url: str) -> None:
@@ -457,6 +482,20 @@ def test_a_run_by_several_workers_has_the_front_of_its_trials(url: str) -> None:
         assert summary.best_value is None
         assert sorted(map(list, summary.front)) == sorted(t.values for t in study.best_trials)
         assert len(summary.front) == 12  # each is smaller or better than any other
+
+
+@pytest.mark.parametrize(
+    "metrics", [lambda self: {}, property(lambda self: "size"), property(lambda self: [1])]
+)
+@pytest.mark.parametrize("names", [(), ("size", "value")])
+def test_what_an_objective_calls_metrics_may_be_something_else(
+    sqlite_url: str, metrics: Any, names: tuple[str, ...]
+) -> None:
+    """Also where one objective is tuned, for which nobody asks what metrics there are."""
+    objective = type("Measured", (Growth,), {"metrics": metrics})()
+    with StudyManager(sqlite_url) as manager:
+        study = manager.run(growth(*names, budget={"trials": 1}), objective)
+        assert study.trials[0].state is TrialState.COMPLETE
 
 
 def test_trainings_have_the_metrics_that_they_name() -> None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import optuna
 import sqlalchemy as sa
@@ -45,6 +45,7 @@ __all__ = [
     "as_values",
     "check_values",
     "has_budget",
+    "is_row",
     "known_params",
     "without_nan",
 ]
@@ -986,7 +987,14 @@ def as_values(values: Values | None) -> list[float] | None:
     """What is told as a list, a number for each objective."""
     if values is None:
         return None
-    return [float(value) for value in values] if isinstance(values, Sequence) else [float(values)]
+    row: Sequence[Any] = values if is_row(values) else [values]
+    return [float(value) for value in row]
+
+
+def is_row(values: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether they are values in an order: a sequence or an array, but no text, and no set."""
+    is_sequence = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    return is_sequence or getattr(values, "ndim", 0) == 1
 
 
 def check_values(

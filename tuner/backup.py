@@ -141,6 +141,9 @@ def _upgraded(file: Path, url: str) -> Iterator[Path]:
 # --------------------------------------------------------------------------------------------------------------- rows
 
 
+_AS_IS = sa.types.NullType()
+
+
 def _read_server(url: str, part: Path, on_rows: OnRows) -> None:
     """Copy a server's rows, as they are at one moment, into new tables of the same version."""
     found = info(url)
@@ -160,7 +163,7 @@ def _read_server(url: str, part: Path, on_rows: OnRows) -> None:
             backed_up.begin() as writing,
         ):
             for table in _tables(backed_up):
-                _copy_rows(reading, sa.select(table), writing, sa.insert(table), on_rows)
+                _copy_rows(table, reading, sa.select(table), writing, sa.insert(table), on_rows)
     finally:
         server.dispose()
         backed_up.dispose()
@@ -180,8 +183,10 @@ def _write_rows(url: str, source: Path, on_rows: OnRows) -> None:
             for table in reversed(tables):
                 writing.execute(sa.delete(table))
             for table in tables:
-                insert = sa.insert(_untyped(table))
-                _copy_rows(reading, _of_what_is_there(table), writing, insert, on_rows)
+                select, insert = _of_what_is_there(table), _insert(table, sa.String)
+                if database.is_sqlite:
+                    select, insert = _as_stored(select), _insert(table, sa.types.TypeEngine)
+                _copy_rows(table, reading, select, writing, insert, on_rows)
                 if not database.is_sqlite:
                     _count_on(writing, table)
     finally:
@@ -211,26 +216,37 @@ def _tables(engine: sa.Engine) -> list[sa.Table]:
     return [table for table in found.sorted_tables if table.name not in _NOT_COPIED]
 
 
-def _copy_rows(
-    reading: sa.Connection, select: sa.Select[Any], writing: sa.Connection, insert: sa.Insert, on_rows: OnRows
+def _copy_rows(  # noqa: PLR0917 - whence and whither
+    table: sa.Table,
+    reading: sa.Connection,
+    select: sa.Select[Any],
+    writing: sa.Connection,
+    insert: sa.Insert,
+    on_rows: OnRows,
 ) -> None:
-    name = insert.table.name
     total = reading.scalar(sa.select(sa.func.count()).select_from(select.subquery())) or 0
     done = 0
-    size = 1 if any(isinstance(column.type, sa.LargeBinary) for column in select.selected_columns) else BLOCK
+    size = 1 if any(isinstance(column.type, sa.LargeBinary) for column in table.c) else BLOCK
     rows = reading.execute(select, execution_options={"yield_per": size})
     for block in rows.mappings().partitions():
         writing.execute(insert, [dict(row) for row in block])
         done += len(block)
-        on_rows(name, done, total)
+        on_rows(table.name, done, total)
 
 
-def _untyped(table: sa.Table) -> sa.TableClause:
-    """A table whose texts are sent without a type: PostgreSQL takes them for its enumerations, then."""
-    columns = (
-        sa.column(c.name, sa.types.NullType() if isinstance(c.type, sa.String) else c.type) for c in table.c
-    )
-    return sa.table(table.name, *columns)
+def _insert(table: sa.Table, untyped: type[sa.types.TypeEngine[Any]]) -> sa.Insert:
+    """Rows go into a table, values for columns of some types as they are.
+
+    Texts, where PostgreSQL then takes them for its enumerations; all, into SQLite.
+    """
+    columns = (sa.column(c.name, _AS_IS if isinstance(c.type, untyped) else c.type) for c in table.c)
+    return sa.insert(sa.table(table.name, *columns))
+
+
+def _as_stored(select: sa.Select[Any]) -> sa.Select[Any]:
+    """Rows with values as SQLite has them: it takes any for a column, also what is no date where others keep dates."""
+    stored: list[sa.Label[Any]] = [sa.type_coerce(c, _AS_IS).label(c.name) for c in select.selected_columns]
+    return select.with_only_columns(*stored)
 
 
 def _of_what_is_there(table: sa.Table) -> sa.Select[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
 
 from objectives.epoch import Objective
@@ -61,9 +62,14 @@ def missing_attributes(candidate: object) -> str:
 
 
 def known_metrics(objective: Objective) -> tuple[str, ...] | None:
-    """The metrics that each epoch of an objective has; None where it does not say."""
+    """The metrics that each epoch of an objective has; None where it does not say.
+
+    What it calls `metrics` may be something else, as a method: then it does not say.
+    """
     names = getattr(objective, "metrics", None)
-    return None if names is None else tuple(names)
+    if not isinstance(names, Collection) or isinstance(names, str):
+        return None
+    return tuple(names) if all(isinstance(name, str) for name in names) else None
 
 
 def _entries() -> dict[str, EntryPoint]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tuner.errors import ConflictError, StorageError
@@ -29,7 +29,7 @@ def new_file(file: Path, what: str, mode: int = 0o600) -> Iterator[Path]:
     there = ConflictError(f"{file} is there already; {what} goes into a new file")
     if file.exists():
         raise there
-    part = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
+    part = file.with_name(f".{uuid.uuid4().hex}.part")
     try:
         part.touch(mode, exist_ok=False)
         try:
@@ -37,6 +37,7 @@ def new_file(file: Path, what: str, mode: int = 0o600) -> Iterator[Path]:
             with part.open("rb") as written:
                 os.fsync(written.fileno())
             _publish(part, file)
+            _flush_names(file.parent)
         finally:
             for left in part.parent.glob(f"{part.name}*"):  # SQLite's logs, too
                 left.unlink(missing_ok=True)
@@ -54,4 +55,18 @@ def _publish(part: Path, file: Path) -> None:
         raise
     except OSError:  # no second name for a file is to be had there
         file.touch(0o600, exist_ok=False)
-        part.replace(file)
+        try:
+            part.replace(file)
+        except OSError:
+            file.unlink()
+            raise
+
+
+def _flush_names(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can; the file itself is there."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -16,6 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 from sqlalchemy.orm import Session as OpenSession
 
 from objectives.epoch import Epoch, Objective
@@ -839,7 +840,11 @@ def _read_definition(document: str) -> StudyDefinition:
 
 
 def _has_room(document: str, spent: Spent) -> bool:
-    definition = _read_definition(document)
+    """Whether a study could hand out a trial; one whose definition cannot be read hands out none."""
+    try:
+        definition = _read_definition(document)
+    except ValidationError:
+        return False
     return has_budget(definition, spent, definition.trials)
 
 

@@ -10,7 +10,7 @@ import contextlib
 import math
 import reprlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from objectives.epoch import Epoch, Objective
 from tuner.adjustment import AdjustableTraining, AdjustmentRefusedError
-from tuner.ask_tell import Answer, AskTell, Lease, Reply, Values, as_values, without_nan
+from tuner.ask_tell import Answer, AskTell, Lease, Reply, Values, as_values, is_row, without_nan
 from tuner.definition import OWN_VALUE, SPENT, StudyDefinition
 from tuner.errors import (
     AccessDeniedError,
@@ -476,13 +476,12 @@ def _numbers(definition: StudyDefinition, returned: Any) -> Values:
             raise NoNumberError("the value is not a number")
         return value
     names = [objective.name for objective in definition.objectives]
-    found = list(returned) if isinstance(returned, Iterable) and not isinstance(returned, str) else None
-    if found is None or len(found) != len(names):
+    if not is_row(returned) or len(returned) != len(names):
         raise NoNumberError(
             f"the function returned {reprlib.repr(returned)}; the study has {len(names)} objectives "
             f"({', '.join(names)}), each with a number"
         )
-    return [_number(value) for value in found]
+    return [_number(value) for value in returned]
 
 
 def _number(returned: Any) -> float:

@@ -24,6 +24,7 @@ from tuner.service.auth import LOGIN_SECONDS
 from tuner.service.dashboard import WRITES
 from tuner.service.front import PUBLIC
 from tuner.service.identity import Role
+from tuner.service.large_studies import Documents
 from tuner.service.pages import _local
 from tuner.service.paths import is_dashboards
 
@@ -680,6 +681,34 @@ def status_by_hand(service: Service, path: str, query: bytes = b"") -> int:
 
 def test_the_dashboards_files_are_found_without_a_word_about_encodings(studied: Service) -> None:
     assert status_by_hand(studied, "/favicon.ico") == 200
+
+
+def test_documents_that_take_long_keep_nothing_else_waiting(
+    studied: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where browsers of a team look at a large study at once."""
+    goes_on = threading.Event()
+
+    def slow(*_: object) -> tuple[int, bytes]:
+        goes_on.wait(30)
+        return 200, b"{}"
+
+    monkeypatch.setattr(Documents, "get", slow)
+    token = {"Authorization": f"Bearer {studied.token(Role.VIEWER)}"}
+
+    async def look() -> tuple[int, list[int]]:
+        transport = httpx.ASGITransport(studied.app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers=token
+        ) as client:
+            documents = [asyncio.create_task(client.get("/api/studies/1")) for _ in range(50)]
+            try:
+                other = await asyncio.wait_for(client.get("/v1/who"), 20)
+            finally:
+                goes_on.set()
+            return other.status_code, [(await document).status_code for document in documents]
+
+    assert studied.runner.run(look()) == (200, [200] * 50)
 
 
 def test_a_token_for_some_studies_sees_no_dashboard(studied: Service) -> None:

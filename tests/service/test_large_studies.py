@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
@@ -26,6 +27,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna_dashboard.preferential._system_attrs import report_preferences
 
+from tuner.errors import StorageError
 from tuner.schema import open_storage
 from tuner.service import large_studies, trial_texts
 from tuner.service.large_studies import Documents
@@ -222,12 +224,123 @@ def test_another_study_under_the_same_id_is_another(sqlite_url: str) -> None:
     database.close()
 
 
+def test_another_study_whose_first_trial_waits_too_is_another(sqlite_url: str) -> None:
+    database = open_storage(sqlite_url)
+    documents = Documents(database)
+    for value in (0.5, 0.25):
+        study = optuna.create_study(storage=database, study_name="s")
+        study.enqueue_trial({"x": 0.5})
+        study.add_trials([create_trial(value=value + i) for i in range(3)])
+        assert study._study_id == 1
+        assert of_ours(documents, 1) == of_stock(database, 1)
+        optuna.delete_study(study_name="s", storage=database)
+    database.close()
+
+
 def test_an_empty_study_and_one_that_is_not_there(database: Database) -> None:
     documents = Documents(database)
     assert of_ours(documents, 1) == of_stock(database, 1)
     study = optuna.create_study(storage=database)
     for _ in range(2):
         assert of_ours(documents, study._study_id) == of_stock(database, study._study_id)
+
+
+def test_running_trials_with_attributes_that_the_dashboard_writes(database: Database) -> None:
+    """Artifacts and constraints are on record before a trial ends: each has its own."""
+    documents, study = Documents(database), a_study(database)
+    for i in range(3):
+        trial_id = study.ask()._trial_id
+        artifact = {"artifact_id": f"{i}", "filename": "a", "mimetype": "b", "encoding": None}
+        database.set_trial_system_attr(trial_id, f"artifacts:{i}", json.dumps(artifact))
+        database.set_trial_system_attr(study.ask()._trial_id, "constraints", [float(i)])
+    for _ in range(2):
+        assert of_ours(documents, study._study_id) == of_stock(database, study._study_id)
+
+
+def test_a_reading_that_breaks_off_leaves_no_trial_as_it_was(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents, study = Documents(database), a_study(database)
+    running = [study.ask() for _ in range(3)]
+    of_ours(documents, study._study_id)
+    for trial in running:
+        study.tell(trial, 0.5)
+    study.ask()
+
+    def broken(of: Callable[..., Iterator[Any]], *args: Any) -> Iterator[Any]:
+        yield next(iter(of(*args)))
+        raise StorageError("the database does not answer")
+
+    for name in ("texts_of", "texts_after"):
+        with monkeypatch.context() as patch:
+            patch.setattr(large_studies, name, partial(broken, getattr(trial_texts, name)))
+            with pytest.raises(StorageError):
+                documents.get(study._study_id)
+    status, document = of_ours(documents, study._study_id)
+    assert (status, document) == of_stock(database, study._study_id)
+    assert [trial["state"] for trial in document["trials"][6:]] == ["Complete"] * 3 + ["Running"]
+
+
+def test_a_note_on_the_first_trial_leaves_no_others_to_the_dashboard(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[int]] = []
+    of_few = large_studies._Few.__init__
+
+    def noting(self: Any, database: Database, study_id: int, trial_ids: list[int]) -> None:
+        shown.append(trial_ids)
+        of_few(self, database, study_id, trial_ids)
+
+    monkeypatch.setattr(large_studies._Few, "__init__", noting)
+    documents, study = Documents(database), optuna.create_study(storage=database)
+    study.add_trials([create_trial(value=float(i)) for i in range(50)])
+    for number in (0, 1):
+        optuna_dashboard.save_note(optuna.trial.Trial(study, study.trials[number]._trial_id), "a note")
+        for _ in range(2):
+            assert of_ours(documents, study._study_id) == of_stock(database, study._study_id)
+    assert max(map(len, shown)) == 3
+
+
+def test_a_study_that_is_deleted_between_two_readings(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = open_storage(sqlite_url)
+    documents, study = Documents(database), a_study(database)
+    trials = large_studies._Few.get_all_trials
+
+    def too_late(self: Any, study_id: int, *args: Any, **settings: Any) -> list[FrozenTrial]:
+        with contextlib.suppress(KeyError):
+            database.delete_study(study_id)
+        return trials(self, study_id, *args, **settings)
+
+    monkeypatch.setattr(large_studies._Few, "get_all_trials", too_late)
+    assert documents.get(study._study_id)[0] == 404
+    database.close()
+
+
+def test_an_address_that_is_no_study_takes_no_others_place(
+    database: Database, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large_studies, "STUDIES", 1)
+    documents, study = Documents(database), a_study(database)
+    for study_id in (study._study_id, 999, 998, study._study_id):
+        documents.get(study_id)
+    assert len(read) == 6
+    assert list(documents._kept) == [study._study_id]
+
+
+def test_no_more_studies_are_kept_while_the_database_fails(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise StorageError("the database does not answer")
+
+    documents = Documents(database)
+    monkeypatch.setattr(large_studies, "_identity", fails)
+    for study_id in range(1, 3 * large_studies.STUDIES):
+        with pytest.raises(StorageError):
+            documents.get(study_id)
+    assert len(documents._kept) <= large_studies.STUDIES
 
 
 def test_only_the_last_few_studies_are_kept(

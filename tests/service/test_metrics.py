@@ -156,6 +156,16 @@ def test_studies_that_nobody_works_on(url: str) -> None:
         assert count() == 0  # finished, and never closed by anybody
 
 
+@pytest.mark.parametrize("definition", [{**STUDY, "of_a_later_version": 1}, "s", None])
+def test_a_definition_that_cannot_be_read_hides_no_metrics(whole: Whole, definition: Any) -> None:
+    for name in ("s", "other"):
+        assert whole.ann("POST", "/v1/studies", json={**STUDY, "name": name}).status_code == 201
+    whole.manager.load("s").set_user_attr("tuner:definition", definition)
+    assert whole.ann("GET", "/metrics").status_code == 200
+    assert whole.samples("tuner_studies")["open",] == 2
+    assert whole.samples("tuner_unattended_studies") == {(): 1}
+
+
 def test_a_trial_beyond_the_budget_that_was_lost_has_to_run_again(url: str) -> None:
     with StudyManager(url) as manager:
         manager.create(StudyDefinition.parse({**STUDY, "budget": {"trials": 1}}))

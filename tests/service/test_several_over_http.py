@@ -91,6 +91,7 @@ def test_from_create_to_the_front(service: Api) -> None:
         ({"state": "complete", "values": [1.0, 2.0], "value": 1.0}, "with value or values, not both"),
         ({"state": "complete"}, "a completed trial needs a value"),
         ({"state": "fail", "values": [1.0, 2.0]}, "a failed trial has no value; got 1.0, 2.0"),
+        ({"state": "fail", "values": []}, "a failed trial has no value; got an empty list"),
         ({"state": "pruned", "values": [1.0, 2.0]}, "a pruned trial of several objectives has no values"),
     ],
 )
@@ -112,6 +113,36 @@ def test_definitions_that_cannot_be_are_refused(service: Api) -> None:
     judged = service.post("/v1/comparisons", {**STUDY, "comparison": arms}, 422)
     assert "a comparison judges its arms by one value" in judged["detail"]
     assert service.get("/v1/studies")["studies"] == []
+
+
+def test_a_study_that_is_deleted_meanwhile_hides_no_others(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a script of Optuna's, while the list of studies is made."""
+    service = Service(sqlite_url, api=None)
+    try:
+        with serving(sqlite_url) as interface:
+            for name in ("gone", "s"):
+                interface.post("/v1/studies", {**STUDY, "name": name}, 201)
+            found = StudyManager.all_studies
+
+            def too_late(self: StudyManager) -> Any:
+                studies = found(self)
+                if any(study.study_name == "gone" for study in studies):
+                    optuna.delete_study(study_name="gone", storage=service.database)
+                return studies
+
+            monkeypatch.setattr(StudyManager, "all_studies", too_late)
+            assert [study["name"] for study in interface.get("/v1/studies")["studies"]] == ["s"]
+            monkeypatch.undo()
+            interface.post("/v1/studies", {**STUDY, "name": "gone"}, 201)
+            page = service.browser(Role.VIEWER)
+            monkeypatch.setattr(StudyManager, "all_studies", too_late)
+            answer = page("GET", "/")
+            assert answer.status_code == 200
+            assert "gone" not in answer.text
+    finally:
+        service.close()
 
 
 def test_a_pruned_trial_harms_no_later_ask(service: Api) -> None:

@@ -19,7 +19,6 @@ import sqlalchemy as sa
 from a2wsgi import WSGIMiddleware
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +27,7 @@ from tuner.service.identity import Identity, Role
 from tuner.service.large_studies import Documents
 from tuner.service.limits import check_json
 from tuner.service.refusal import RefusedError
+from tuner.service.threads import OwnThreads
 from tuner.storage import Database, Mode, cached
 from tuner.trial_run import RECORDS
 
@@ -36,7 +36,9 @@ __all__ = ["Dashboard"]
 BODY_BYTES = 256 * 1024
 
 THREADS = 6
-"""So many of its answers are made at once."""
+"""So many of its answers are made at once, and as many documents of studies and of changes."""
+
+_THREADS = OwnThreads("dashboard", THREADS)
 
 STUDY = r"/api/studies/([0-9]{1,9})"
 
@@ -81,7 +83,7 @@ class Dashboard:
         elif scope["path"].startswith("/artifacts/"):
             send = _as_attachment(send)
         elif (found := re.fullmatch(STUDY, scope["path"])) is not None:
-            status, body = await run_in_threadpool(self._documents.get, int(found[1]), _after(scope))
+            status, body = await _THREADS.run(self._documents.get, int(found[1]), _after(scope))
             await Response(body, status, media_type="application/json")(scope, receive, send)
             return
         await self._app(_with_header(scope, "accept-encoding", "identity"), receive, send)
@@ -94,7 +96,7 @@ class Dashboard:
             if method == scope["method"] and (found := re.fullmatch(path, scope["path"])) is not None:
                 ids = [int(number) for number in found.groups()]
                 document = _parse(scope, await _body(receive))
-                written = await run_in_threadpool(check, self._database, ids, document)
+                written = await _THREADS.run(check, self._database, ids, document)
                 return _with_body(scope, json.dumps(written, allow_nan=False).encode())
         raise RefusedError(
             403, "forbidden", "this is not done through the dashboard here, but through /v1 or `tuner`"

@@ -4,8 +4,8 @@ A study's page waits for one document with all of its trials. At 10,000 of them 
 it makes objects of all rows, and looks at all of them anew for each answer. Here rows become text as they are read, and
 the text of finished trials is kept, since these never change. For what the document says besides (spaces, best trials,
 notes, figures) the dashboard is asked, but it is shown a few trials only, one of each shape, as it would say the same
-of all. What it writes of those few is compared with ours; trials of a shape that it writes otherwise, as a later
-version might, are left to it.
+of all. What it writes of those few is compared with ours; finished trials of a shape that it writes otherwise, as a
+later version might, are left to it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ import json
 import re
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
 from typing import Any, cast
 from wsgiref.util import setup_testing_defaults
 
-import numpy as np
 import optuna_dashboard
 import sqlalchemy as sa
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
-from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
-from optuna.study._multi_objective import _is_pareto_front
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session
 
+from tuner.pareto import on_front
 from tuner.service.trial_texts import Shape, TrialText, texts_after, texts_of
 from tuner.storage import Database, Mode
 
@@ -70,9 +68,17 @@ class Documents:
         with self._lock:
             document = self._kept.pop(study_id, None) or _Document(self._database, study_id)
             self._kept[study_id] = document
-            while len(self._kept) > STUDIES:
-                self._kept.popitem(last=False)
-        return document.get(after)
+        is_there = True
+        try:
+            status, body = document.get(after)
+            is_there = status == 200
+            return status, body
+        finally:
+            with self._lock:
+                if not is_there and self._kept.get(study_id) is document:
+                    del self._kept[study_id]  # an address that is none takes no other's place
+                while len(self._kept) > STUDIES:
+                    self._kept.popitem(last=False)
 
 
 class _Document:
@@ -86,23 +92,32 @@ class _Document:
 
     def get(self, after: int) -> tuple[int, bytes]:
         with self._lock:
-            with self._database.transaction(Mode.READ) as session:
-                if (identity := _identity(session, self._study_id)) != self._identity:
-                    self._identity, self._trials = identity, _Trials()
-                self._trials.read(session, self._study_id)
-                attrs = session.scalars(_ATTR_NAMES.where(_STUDY_ATTRS.c.study_id == self._study_id)).all()
-                directions = session.scalars(
-                    _DIRECTIONS.where(models.StudyDirectionModel.study_id == self._study_id)
-                ).all()
             while True:
-                status, body = self._of_dashboard(self._trials.few(attrs, directions))
+                few, named = self._read()
+                status, body = self._of_dashboard(few)
                 if status != 200:
                     return status, body
                 head, written, tail = _split(body.decode())
-                if self._trials.agree(written):
+                if len(written) < len(few):  # the study was deleted meanwhile
+                    self._trials = _Trials()
+                elif self._trials.agree(written, named):
                     break
             texts = self._trials.texts(written, after)
         return status, f"{head}{', '.join(texts)}{tail}".encode()
+
+    def _read(self) -> tuple[list[int], set[int]]:
+        """Read what is new; the ids of the trials to show the dashboard, and of those that the study has notes on."""
+        with self._database.transaction(Mode.READ) as session:
+            if (identity := _identity(session, self._study_id)) != self._identity:
+                self._identity, self._trials = identity, _Trials()
+            self._trials.read(session, self._study_id)
+            attrs = session.scalars(_ATTR_NAMES.where(_STUDY_ATTRS.c.study_id == self._study_id)).all()
+            of_study = models.StudyDirectionModel.study_id == self._study_id
+            directions = session.scalars(_DIRECTIONS.where(of_study)).all()
+        named = {int(digits) for name in attrs for digits in re.findall(r"[0-9]{1,18}", name)}
+        if any(name.startswith(PREFERENTIAL) for name in attrs):
+            return self._trials.all(), named
+        return self._trials.few(named, [direction.name.lower() for direction in directions]), named
 
     def _of_dashboard(self, trial_ids: Sequence[int]) -> tuple[int, bytes]:
         """The document as if the study had these trials only."""
@@ -128,9 +143,8 @@ class _Trials:
 
     def read(self, session: Session, study_id: int) -> None:
         """Read what is new: later trials, and those that were unfinished."""
-        again, self._unfinished = list(self._unfinished), {}
         last = max(self._places, default=-1)
-        for trial in texts_of(session, again):
+        for trial in texts_of(session, list(self._unfinished)):
             self._take(trial)
         for trial in texts_after(session, study_id, last):
             self._take(trial)
@@ -141,42 +155,44 @@ class _Trials:
         if not trial.shape.state.is_finished():
             self._unfinished[trial.trial_id] = trial.shape
             return
+        self._unfinished.pop(trial.trial_id, None)
         self._finished[trial.shape].append(trial.trial_id)
         if trial.shape.state == TrialState.COMPLETE:
             self._values[trial.trial_id] = trial.values
 
-    def few(self, attrs: Collection[str], directions: Sequence[StudyDirection]) -> list[int]:
+    def all(self) -> list[int]:
+        """The ids of all trials."""
+        return sorted(self._places)
+
+    def few(self, named: Set[int], directions: Sequence[str]) -> list[int]:
         """The ids of the trials that stand for all, and of those that the dashboard must write.
 
         Args:
-            attrs: the names of the study's system attributes. Those of notes on trials contain the trials' ids.
-            directions: the study's.
+            named: ids in the names of the study's system attributes, as those of notes on trials contain them.
+            directions: the study's, `minimize` or `maximize`.
         """
-        if any(name.startswith(PREFERENTIAL) for name in attrs):
-            return list(self._places)
-        named = {int(digits) for name in attrs for digits in re.findall(r"[0-9]{1,18}", name)}
-        few = named & self._places.keys()
+        few = set(named & self._places.keys())
         few.update({shape: trial_id for trial_id, shape in self._unfinished.items()}.values())
+        few.update(i for i, shape in self._unfinished.items() if not shape.system_attrs.isdisjoint(WRITTEN))
         for shape, ids in self._finished.items():
-            few.update(ids[:1] if self._agrees.get(shape, True) else ids)
-        if len(directions) > 1 and self._values:
-            signs = [1.0 if direction == StudyDirection.MINIMIZE else -1.0 for direction in directions]
-            losses = np.array(list(self._values.values())) * signs
-            is_best = _is_pareto_front(losses, assume_unique_lexsorted=False)
+            few.update([_model(ids, named)] if self._agrees.get(shape, True) else ids)
+        if len(directions) > 1:
+            is_best = on_front(list(self._values.values()), directions)
             few.update(trial_id for trial_id, best in zip(self._values, is_best, strict=True) if best)
         return sorted(few)
 
-    def agree(self, written: Mapping[int, str]) -> bool:
+    def agree(self, written: Mapping[int, str], named: Set[int]) -> bool:
         """Whether the dashboard writes finished trials as they are written here, or as it was known to write them.
 
-        Where it is found not to, all trials of that shape are among the few from now on.
+        Where it is found not to, all trials of that shape are among the few from now on. What it writes of `named`
+        trials may be the study's, as a note is, and tells nothing of their shape.
         """
         agree = True
         for shape, ids in self._finished.items():
-            if shape not in self._agrees:
-                ours = self._texts[self._places[ids[0]]]
-                is_ours = not shape.system_attrs & WRITTEN
-                self._agrees[shape] = is_ours and json.loads(written[ids[0]]) == json.loads(ours)
+            if shape not in self._agrees and (model := _model(ids, named)) not in named:
+                ours = self._texts[self._places[model]]
+                is_ours = shape.system_attrs.isdisjoint(WRITTEN)
+                self._agrees[shape] = is_ours and json.loads(written[model]) == json.loads(ours)
                 agree = agree and self._agrees[shape]
         return agree
 
@@ -187,6 +203,11 @@ class _Trials:
             if (place := self._places[trial_id] - after) >= 0:
                 texts[place] = text
         return texts
+
+
+def _model(ids: Sequence[int], named: Set[int]) -> int:
+    """The trial that is compared: the first that the study says nothing about, or one that is shown anyhow."""
+    return next((trial_id for trial_id in ids if trial_id not in named), ids[0])
 
 
 class _Few(_CachedStorage):
@@ -233,9 +254,10 @@ _ATTR_NAMES = sa.select(_STUDY_ATTRS.c.key)
 
 def _identity(session: Session, study_id: int) -> object:
     """What tells a study from another that had this id before, which SQLite gives again."""
-    first = sa.select(_TRIALS.c.trial_id, _TRIALS.c.datetime_start).where(_TRIALS.c.study_id == study_id)
+    start = _TRIALS.c.datetime_start
+    begun = sa.select(_TRIALS.c.trial_id, start).where(_TRIALS.c.study_id == study_id, start.is_not(None))
     name = session.scalar(sa.select(_STUDIES.c.study_name).where(_STUDIES.c.study_id == study_id))
-    return name, session.execute(first.order_by(_TRIALS.c.trial_id).limit(1)).first()
+    return name, session.execute(begun.order_by(_TRIALS.c.trial_id).limit(1)).first()
 
 
 def _split(body: str) -> tuple[str, dict[int, str], str]:

@@ -22,7 +22,7 @@ from tuner.service.front import Threads, cookie_name, is_secure, login_of
 from tuner.service.identity import Identity, identity
 from tuner.service.refusal import PAGE_POLICY, STYLE_PATH, RefusedError, document
 from tuner.service.schemas import StudyView
-from tuner.service.studies import study_view
+from tuner.service.studies import study_views
 
 __all__ = ["Pages"]
 
@@ -156,7 +156,7 @@ class Pages:
     def _studies(self, studies: Sequence[FrozenStudy], ids: Mapping[str, int]) -> Html:
         if not studies:
             return tag("p", "None, but for those of comparisons." if ids else "None yet.", class_="quiet")
-        lines = [_study(study_view(self._manager, study), ids) for study in studies[:SHOWN]]
+        lines = [_study(view, ids) for view in study_views(self._manager, studies[:SHOWN])]
         older = f"The newest {SHOWN} of {len(studies):,}; the others are listed by GET /v1/studies."
         note = tag("p", older, class_="note") if len(studies) > SHOWN else ""
         return Html(data_table(STUDY_COLUMNS, lines) + note)

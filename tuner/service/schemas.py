@@ -193,7 +193,9 @@ class Tell(Fenced):
         if self.state == "complete" and told is None:
             raise ValueError("a completed trial needs a value; one that has none has failed")
         if self.state == "fail" and told is not None:
-            raise ValueError(f"a failed trial has no value; got {', '.join(map(str, told))}")
+            raise ValueError(
+                f"a failed trial has no value; got {', '.join(map(str, told)) or 'an empty list'}"
+            )
         return self
 
     @property

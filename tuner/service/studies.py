@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from tuner.service.schemas import Best, Importances, Studies, StudyView, as_numb
 from tuner.service.trials import Operator, view, viewer
 from tuner.storage import Mode
 
-__all__ = ["router", "study_view", "view_of"]
+__all__ = ["router", "study_views", "view_of"]
 
 MOST_FOR_IMPORTANCES = 10_000
 """So many completed trials, the latest, are looked at for importances."""
@@ -79,7 +80,7 @@ def studies(
     ]
     page = found[:page_size]
     return Studies(
-        studies=[study_view(desk.manager, study) for study in page],
+        studies=study_views(desk.manager, page),
         next_page_token=next_token(page[-1]._study_id if len(found) > page_size else None),
     )
 
@@ -157,10 +158,19 @@ def importances(
 
 def view_of(desk: Desk, name: str) -> StudyView:
     """A study as it is shown, by its name."""
-    return study_view(desk.manager, desk.manager.load(name))
+    return _study_view(desk.manager, desk.manager.load(name))
 
 
-def study_view(manager: StudyManager, study: Described) -> StudyView:
+def study_views(manager: StudyManager, studies: Sequence[Described]) -> list[StudyView]:
+    """Studies as clients see them, without those that somebody has deleted since they were listed."""
+    found = []
+    for study in studies:
+        with contextlib.suppress(NotFoundError):
+            found.append(_study_view(manager, study))
+    return found
+
+
+def _study_view(manager: StudyManager, study: Described) -> StudyView:
     """A study as it is shown."""
     ledger, study_id, definition = manager.ledger, study._study_id, _definition(study)
     with ledger.transaction(Mode.READ) as session:

@@ -213,20 +213,24 @@ def _pair(pair: Pair) -> str:
 
 
 def _importance_verdict(found: Sequence[Importance]) -> str:
-    """It holds where each tier has more than the next by every method, with intervals above 0."""
-    said = []
+    """It holds where each tier has more than the next by every method, with intervals above 0.
+
+    It does not where a method has an interval below 0; one that includes 0 shows nothing, either way.
+    """
+    said, is_contradicted = [], False
     for first, second in found[0].steps:
         by = [one.method for one in found if (one.steps[first, second].low or 0.0) > 0]
         against = [one.method for one in found if (one.steps[first, second].high or 0.0) < 0]
         told = "by both" if len(by) == len(found) else f"by {by[0]} only" if by else "not shown"
         if against:
+            is_contradicted = True
             told += f", the other way by {', '.join(against)}"
         said.append((f"tier {first} above tier {second} {told}", len(by) == len(found)))
     if all(holds for _, holds in said):
         return "holds"
-    return f"{'holds in part' if any(holds for _, holds in said) else 'does not hold'}: " + ", ".join(
-        text for text, _ in said
-    )
+    in_part = "holds in part" if any(holds for _, holds in said) else "not shown"
+    begins = "does not hold" if is_contradicted else in_part
+    return f"{begins}: {', '.join(text for text, _ in said)}"
 
 
 def _importance_lines(found: Sequence[Importance]) -> list[str]:
@@ -274,18 +278,17 @@ def _agreement_lines(result: ComparisonResult) -> list[str]:
 
 
 def _interaction_verdict(found: Interaction) -> str:
+    """It holds where there is an effect in the first pair, and it shrinks; it does not where either is the other way
+    round. What is not significant shows nothing, either way.
+    """
     first, *_ = found.effects.values()
-    begins = (
-        "an effect in the first pair"
-        if first.is_settled and first.is_above
-        else "no effect in the first pair"
-    )
-    if first.is_settled and not first.is_above:
-        begins = "the effect is the other way round in the first pair"
-    shrinks = "it shrinks" if found.shrinks.is_above else "it grows"
-    change = shrinks if found.shrinks.is_settled else "a change to the last is not shown"
-    holds = first.is_settled and first.is_above and found.shrinks.is_settled and found.shrinks.is_above
-    return "holds" if holds else f"does not hold: {begins}, {change}"
+    if not first.is_settled:
+        return "not shown: no significant effect in the first pair"
+    if not first.is_above:
+        return "does not hold: the effect is the other way round in the first pair"
+    if not found.shrinks.is_settled:
+        return "not shown: an effect in the first pair, but no significant change to the last"
+    return "holds" if found.shrinks.is_above else "does not hold: an effect in the first pair, and it grows"
 
 
 def _interaction_lines(found: Interaction) -> list[str]:

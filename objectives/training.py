@@ -126,7 +126,7 @@ HYPERPARAMETERS = (
 """What every training objective accepts."""
 
 METRICS = (
-    *("train_loss", "dev_loss", "train_error", "dev_error", "parameters"),
+    *("train_loss", "dev_loss", "train_error", "dev_error", "gap", "parameters"),
     *("learning_rate", "gradient_norm", "seconds", "bias", "variance", "plateau"),
 )
 """What every epoch of every training objective has."""

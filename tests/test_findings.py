@@ -277,6 +277,31 @@ def test_failures_agree_as_the_worst_and_points_must_be_the_same() -> None:
         agreement(ComparisonResult(comparison, others))
 
 
+def test_who_orders_nothing_does_not_agree_and_one_point_is_no_order() -> None:
+    chosen = points(np.random.default_rng(0), 4)
+    comparison = definition(["x", "truth"], seeds=1, finding="agreement", reference="truth")
+    truth = run_of("truth", 0, chosen, [1.0, 2.0, 3.0, 4.0])
+    failed = run_of("x", 0, chosen, [math.inf] * 4)
+    (found,) = agreement(ComparisonResult(comparison, (failed, truth)))
+    assert found.correlations.tolist() == [0.0]
+    with pytest.raises(DefinitionError, match=r"needs two or more points that both tried; c\.x\.0 has 1"):
+        agreement(ComparisonResult(comparison, (run_of("x", 0, chosen[:1], [1.0]), truth)))
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [{"finding": "importance"}, {"finding": "interaction"}, {"finding": "agreement", "reference": "a"}, {}],
+)
+def test_where_no_seed_can_be_judged_nothing_is_said(finding: dict[str, Any]) -> None:
+    arms = [*"abcd"]
+    chosen = points(np.random.default_rng(0), 3)
+    runs = tuple(run_of(arm, seed, chosen, [1.0, 2.0, 3.0]) for arm in arms for seed in range(2))
+    comparison = definition(arms, judge="metric", metric="no_such", expected=["a", "b"], **finding)
+    found = find(ComparisonResult(comparison, runs))
+    assert found.verdict == "nothing to judge yet"
+    assert found.lines == []
+
+
 def interacting(*columns: np.ndarray[Any, Any]) -> ComparisonResult:
     arms = ["with-8", "without-8", "with-128", "without-128"]
     point = points(np.random.default_rng(0), 1)

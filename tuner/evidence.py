@@ -82,6 +82,8 @@ def find(result: ComparisonResult, on_step: Callable[[int, int], None] = lambda 
         on_step: told how far it is, where that takes long.
     """
     kind = result.definition.comparison.finding
+    if not result.seeds:
+        return Finding("nothing to judge yet", [])
     if kind == "importance":
         found = importance(result, on_step)
         return Finding(_importance_verdict(found), _importance_lines(found))

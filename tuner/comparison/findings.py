@@ -225,10 +225,11 @@ class Agreement:
 def agreement(result: ComparisonResult) -> list[Agreement]:
     """How well each arm orders points as the reference does: the trials that both have under one number.
 
-    Failed trials are the worst. Arms share points where their sampler draws them by number and seed, as the random one.
+    Failed trials are the worst; who finds all points alike has a correlation of 0. Arms share points where their
+    sampler draws them by number and seed, as the random one.
 
     Raises:
-        DefinitionError: trials of one number are not the same point.
+        DefinitionError: trials of one number are not the same point, or fewer than two are shared.
     """
     reference = result.definition.comparison.reference
     truth = {run.seed: run for run in result.runs_of(reference)}
@@ -249,9 +250,15 @@ def _correlation(run: Run, truth: Run, sign: int) -> float:
             raise DefinitionError(
                 f"agreement needs the same points; trial {trial.number} of {run.study} and of {truth.study} differ"
             )
+    if len(shared) < 2:
+        raise DefinitionError(
+            f"agreement needs two or more points that both tried; {run.study} has {len(shared)}"
+        )
     ranks = [
         scipy.stats.rankdata([_loss(trial, sign) for trial in trials]) for trials in zip(*shared, strict=True)
     ]
+    if any(np.ptp(column) == 0 for column in ranks):  # all are alike to it: no order, so none that agrees
+        return 0.0
     return float(scipy.stats.pearsonr(*ranks).statistic)  # of ranks: Spearman's, with infinities
 
 

@@ -244,6 +244,8 @@ def test_arms_can_be_judged_by_a_metric_of_the_best_trial_or_the_spread_of_all()
     assert spread.finals.tolist() == [[4], [3]]
     failed = with_values("spread", {"a": [{**trials(0, 1, 2), "failed": 1}], "b": [trials(0, 1, 2)]})
     assert failed.finals.tolist() == [[math.inf], [1]]
+    lost = with_values("spread", {"a": [trials(0, math.inf, math.inf)], "b": [trials(0, 1, math.inf)]})
+    assert lost.finals.tolist() == [[math.inf], [math.inf]]
     unknown = with_values("metric", values, metric="no_such")
     assert unknown.verdict == "Nothing to compare yet: no seed has the metric no_such in every arm."
 

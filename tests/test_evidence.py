@@ -136,6 +136,12 @@ def test_claims_are_found_by_the_beginnings_of_their_names(tmp_path: Path) -> No
     (tmp_path / "03-d.toml").write_text(STUDY)
     with pytest.raises(DefinitionError, match=r"03-d\.toml: comparison\.claim: says nothing"):
         find_claims(tmp_path)
+    single = claim.replace("[space.x1]\nlow = 0\nhigh = 15\n", "").replace(
+        "seeds = 2", 'seeds = 2\nfinding = "importance"'
+    )
+    (tmp_path / "04-e.toml").write_text(single)
+    with pytest.raises(DefinitionError, match="importance needs two or more parameters"):
+        find_claims(tmp_path, ["04"])
 
 
 def test_our_claims_are_definitions_that_can_be_run() -> None:

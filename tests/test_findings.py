@@ -185,6 +185,15 @@ def test_what_importance_says(
     assert find(known).verdict == verdict
 
 
+def test_of_one_tier_nothing_is_claimed(known: ComparisonResult) -> None:
+    document = known.definition.dump()
+    for parameter in document["space"].values():
+        parameter["priority"] = 2
+    told = find(ComparisonResult(ComparisonDefinition.parse(document), known.runs))
+    assert told.verdict == "judge by the numbers"
+    assert "| a | " in told.lines[2]
+
+
 def test_values_count_by_their_ranks_and_failures_as_the_worst(
     known: ComparisonResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from tuner.comparison.findings import (
     importance,
     interaction,
     paired,
+    require_importance,
 )
 from tuner.definition import ComparisonDefinition
 from tuner.errors import DefinitionError, MissingDependencyError, NotFoundError
@@ -42,7 +43,7 @@ def find_claims(folder: Path, only: Sequence[str] = ()) -> dict[str, ComparisonD
 
     Raises:
         NotFoundError: there is none.
-        DefinitionError: one is no comparison with a claim.
+        DefinitionError: one is no comparison with a claim, or cannot find what it is about.
     """
     paths = sorted(folder.glob("*.toml"))
     wanted = [path for path in paths if not only or any(path.stem.startswith(start) for start in only)]
@@ -53,6 +54,8 @@ def find_claims(folder: Path, only: Sequence[str] = ()) -> dict[str, ComparisonD
     for name, definition in found.items():
         if not definition.comparison.claim:
             raise DefinitionError(f"{folder / name}.toml: comparison.claim: says nothing of what is claimed")
+        if definition.comparison.finding == "importance":
+            require_importance(definition)
     return found
 
 
@@ -219,6 +222,8 @@ def _importance_verdict(found: Sequence[Importance]) -> str:
 
     It does not where a method has an interval below 0; one that includes 0 shows nothing, either way.
     """
+    if not found[0].steps:  # one tier: the claim says nothing of what is before what
+        return "judge by the numbers"
     said, is_contradicted = [], False
     for first, second in found[0].steps:
         by = [one.method for one in found if (one.steps[first, second].low or 0.0) > 0]

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tuner.comparison.importance import METHODS, Method, Points, importance_shares, unit_points
 from tuner.comparison.result import SIGNIFICANCE, ComparisonResult
 from tuner.comparison.runs import Floats, Run
+from tuner.definition import ComparisonDefinition
 from tuner.errors import DefinitionError
 from tuner.statistics import (
     Estimate,
@@ -40,6 +41,7 @@ __all__ = [
     "importance",
     "interaction",
     "paired",
+    "require_importance",
 ]
 
 Rows: TypeAlias = NDArray[np.intp]
@@ -87,6 +89,20 @@ class Importance:
     orders: dict[str, tuple[list[str], float]]
 
 
+def require_importance(definition: ComparisonDefinition) -> None:
+    """See that a comparison can tell how much parameters matter.
+
+    Raises:
+        DefinitionError: the space has conditions or one parameter, or an arm has another.
+    """
+    space = definition.space
+    if space.is_conditional or len(space) < 2:
+        raise DefinitionError("importance needs two or more parameters, none of them under a condition")
+    for member in definition.members:
+        if member.definition.space != space:
+            raise DefinitionError(f"importance needs one space for all arms; {member.arm} has another")
+
+
 def importance(
     result: ComparisonResult, on_step: Callable[[int, int], None] = lambda done, of: None
 ) -> list[Importance]:
@@ -99,18 +115,14 @@ def importance(
     from seed and number). They are about these problems and seeds; of others they say nothing.
 
     Args:
-        result: of a comparison without conditions in its space, whose arms search the same space.
+        result: of a comparison as `require_importance` wants it.
         on_step: told how many of how many resamples are done.
 
     Raises:
-        DefinitionError: the space has conditions or one parameter, or an arm has another.
+        DefinitionError: see `require_importance`.
     """
+    require_importance(result.definition)
     space = result.definition.space
-    if space.is_conditional or len(space) < 2:
-        raise DefinitionError("importance needs two or more parameters, none of them under a condition")
-    for member in result.definition.members:
-        if member.definition.space != space:
-            raise DefinitionError(f"importance needs one space for all arms; {member.arm} has another")
     problems = {arm: _Problem.of(result, arm) for arm in result.arms}
     resamples = _resamples(list(problems.values()))
     total = len(METHODS) * len(problems) * (RESAMPLES + 1)

@@ -334,6 +334,12 @@ def test_an_interaction_is_the_difference_of_differences_with_holms_p() -> None:
     assert begin.difference.value == pytest.approx(np.median(b - a))
     assert found.shrinks.difference.value == pytest.approx(np.median((b - a) - (d - c)))
     assert list(found.effects) == ["without-8 − with-8", "without-128 − with-128"]
+    lines = [line for line in find(interacting(a, b, c, d)).lines if ", p " in line]
+    assert [line.rpartition(", ")[2] for line in lines] == [
+        "Holm over two questions",
+        "not adjusted",
+        "Holm over two questions",
+    ]
 
 
 def test_what_an_interaction_says() -> None:

@@ -280,7 +280,8 @@ def _agreement_lines(result: ComparisonResult) -> list[str]:
     asked = [(a, b) for a in groups[0] for group in groups[1:] for b in group] if groups else []
     for first, second in asked:
         if first in rows and second in rows:
-            lines.append(f"- Of these, {first} − {second}: {_tested(paired(rows[first], rows[second]))}")
+            tested = _tested(paired(rows[first], rows[second]))
+            lines.append(f"- Of these, {first} − {second}: {tested}, not adjusted")
     return lines
 
 
@@ -299,9 +300,11 @@ def _interaction_verdict(found: Interaction) -> str:
 
 
 def _interaction_lines(found: Interaction) -> list[str]:
+    first, *others = (f"- {name}: {_tested(effect)}" for name, effect in found.effects.items())
     return [
-        *(f"- {name}: {_tested(effect)}" for name, effect in found.effects.items()),
-        f"- Of the first pair minus that of the last: {_tested(found.shrinks)}",
+        f"{first}, Holm over two questions",
+        *(f"{other}, not adjusted" for other in others),
+        f"- Of the first pair minus that of the last: {_tested(found.shrinks)}, Holm over two questions",
     ]
 
 

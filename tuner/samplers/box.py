@@ -108,9 +108,9 @@ class BoxLength:
             is_local: whether a trial looked inside the box, so that its failure counts.
         """
         keep = bisect.bisect_left(self._numbers, unchanged)
-        if keep < len(self._states):
-            self._ordered = np.sort(values[:keep]).tolist()
         del self._states[keep:], self._numbers[keep:]
+        if keep < len(self._ordered):
+            self._ordered = np.sort(values[:keep]).tolist()
         for i in range(keep, len(numbers)):
             before, value = self._states[-1] if self._states else BoxState(self.rules.start), float(values[i])
             margin = self.rules.tolerance * (self._ordered[i // 2] - before.best) if i else 0.0

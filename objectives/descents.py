@@ -128,10 +128,10 @@ class _Descent:
         self.optimizer = create_optimizer(full["optimizer"], self.x, self.gradient, **settings)
         self.done = 0
         self.limit = float(STEPS * full["epochs"])
-        self.taken = np.where(self.terrain.regret(self.x) <= self.terrain.level, 0.0, self.limit)
+        self.taken = np.where(self.terrain.regret(self.x) <= self.terrain.level, 0.0, np.inf)
 
     def epochs(self) -> Iterator[Epoch]:
-        while self.done < self.full["epochs"] and (self.taken.max() == self.limit or not self.done):
+        while self.done < self.full["epochs"] and (np.isinf(self.taken).any() or not self.done):
             with np.errstate(all="ignore"):  # of a start that diverges
                 self._descend()
             yield self._epoch()
@@ -168,8 +168,8 @@ class _Descent:
     def _epoch(self) -> Epoch:
         with np.errstate(all="ignore"):
             regret = float(np.median(np.nan_to_num(self.terrain.regret(self.x), nan=np.inf)))
-        metrics = {"reached": float(np.mean(self.taken < self.limit)), "regret": regret}
-        return Epoch(self.done, float(self.taken.mean()), metrics, self._checkpoint)
+        metrics = {"reached": float(np.mean(np.isfinite(self.taken))), "regret": regret}
+        return Epoch(self.done, float(np.minimum(self.taken, self.limit).mean()), metrics, self._checkpoint)
 
     def _checkpoint(self) -> bytes:
         state = {"x": self.x, "taken": self.taken, "done": self.done, "optimizer": self.optimizer.snapshot()}

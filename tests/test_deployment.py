@@ -112,6 +112,19 @@ def test_compose_file_is_what_the_specification_says(name: str, tmp_path: Path) 
     assert "memory_limits" in done.stdout
 
 
+@pytest.mark.parametrize("file", COMPOSE_FILES)
+def test_every_service_is_hardened_and_limited(file: str) -> None:
+    services = yaml.safe_load((DOCKER / file).read_text())["services"]
+    for name, service in services.items():
+        if "image" not in service:  # only adds to one that another file has
+            continue
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert {"mem_limit", "pids_limit"} <= service.keys(), name
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
+
+
 def test_readme_lists_the_settings() -> None:
     """Those of Compose's files: the variables are there, with their defaults."""
     rows = re.findall(r"^\| (`[A-Z_`, ]+) \| (.*?) \|", (DOCKER / "README.md").read_text(), re.MULTILINE)

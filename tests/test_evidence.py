@@ -136,6 +136,12 @@ def test_claims_are_found_by_the_beginnings_of_their_names(tmp_path: Path) -> No
     (tmp_path / "03-d.toml").write_text(STUDY)
     with pytest.raises(DefinitionError, match=r"03-d\.toml: comparison\.claim: says nothing"):
         find_claims(tmp_path)
+    single = claim.replace("[space.x1]\nlow = 0\nhigh = 15\n", "").replace(
+        "seeds = 2", 'seeds = 2\nfinding = "importance"'
+    )
+    (tmp_path / "04-e.toml").write_text(single)
+    with pytest.raises(DefinitionError, match="importance needs two or more parameters"):
+        find_claims(tmp_path, ["04"])
 
 
 def test_our_claims_are_definitions_that_can_be_run() -> None:
@@ -244,6 +250,8 @@ def test_arms_can_be_judged_by_a_metric_of_the_best_trial_or_the_spread_of_all()
     assert spread.finals.tolist() == [[4], [3]]
     failed = with_values("spread", {"a": [{**trials(0, 1, 2), "failed": 1}], "b": [trials(0, 1, 2)]})
     assert failed.finals.tolist() == [[math.inf], [1]]
+    lost = with_values("spread", {"a": [trials(0, math.inf, math.inf)], "b": [trials(0, 1, math.inf)]})
+    assert lost.finals.tolist() == [[math.inf], [math.inf]]
     unknown = with_values("metric", values, metric="no_such")
     assert unknown.verdict == "Nothing to compare yet: no seed has the metric no_such in every arm."
 

@@ -18,7 +18,7 @@ from tuner.comparison.findings import agreement, importance, interaction, paired
 from tuner.comparison.importance import importance_shares, unit_points
 from tuner.errors import DefinitionError
 from tuner.evidence import find
-from tuner.statistics import holm, wilcoxon_p
+from tuner.statistics import Estimate, holm, wilcoxon_p
 
 SPACE = {
     "a": {"low": 1e-4, "high": 1.0, "scale": "log", "priority": 1},
@@ -138,6 +138,62 @@ def test_importance_is_found_where_it_is_known(
     assert [line.split()[1] for line in told.lines[2:5]] == ["a", "b", "c"]
 
 
+def test_problems_that_share_their_points_are_resampled_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One problem twice is no more evidence than once: its interval is as wide."""
+    monkeypatch.setattr(findings, "RESAMPLES", 20)
+    monkeypatch.setattr(findings, "METHODS", ("PED-ANOVA",))
+    drawn = [points(np.random.default_rng(seed), 40) for seed in range(2)]
+
+    def found(arms: list[str]) -> findings.Importance:
+        runs = [
+            run_of(arm, seed, chosen, [loss_of(p) for p in chosen])
+            for arm in arms
+            for seed, chosen in enumerate(drawn)
+        ]
+        (one,) = importance(ComparisonResult(definition(arms, finding="importance"), tuple(runs)))
+        return one
+
+    once, twice = found(["one", "other"]), found([*"pqrs"])
+    for name, estimate in once.shares.items():
+        again = twice.shares[name]
+        assert (again.value, again.low, again.high) == pytest.approx(
+            (estimate.value, estimate.low, estimate.high)
+        )
+
+
+@pytest.mark.parametrize(
+    ("steps", "verdict"),
+    [
+        ([(0.1, 0.3), (0.1, 0.3)], "holds"),
+        ([(0.1, 0.3), (-0.1, 0.3)], "not shown: tier 1 above tier 2 by PED-ANOVA only"),
+        ([(-0.1, 0.3), (-0.1, 0.3)], "not shown: tier 1 above tier 2 not shown"),
+        (
+            [(0.1, 0.3), (-0.3, -0.1)],
+            "does not hold: tier 1 above tier 2 by PED-ANOVA only, the other way by fANOVA",
+        ),
+    ],
+)
+def test_what_importance_says(
+    steps: list[tuple[float, float]], verdict: str, known: ComparisonResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interval that includes 0 shows nothing; only one below 0 says that a claim does not hold."""
+    made = [
+        findings.Importance(method, {}, {(1, 2): Estimate((low + high) / 2, low, high)}, {})
+        for method, (low, high) in zip(findings.METHODS, steps, strict=True)
+    ]
+    monkeypatch.setattr("tuner.evidence.importance", lambda *_: made)
+    assert find(known).verdict == verdict
+
+
+def test_of_one_tier_nothing_is_claimed(known: ComparisonResult) -> None:
+    document = known.definition.dump()
+    for parameter in document["space"].values():
+        parameter["priority"] = 2
+    told = find(ComparisonResult(ComparisonDefinition.parse(document), known.runs))
+    assert told.verdict == "judge by the numbers"
+    assert "| a | " in told.lines[2]
+
+
 def test_values_count_by_their_ranks_and_failures_as_the_worst(
     known: ComparisonResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +286,31 @@ def test_failures_agree_as_the_worst_and_points_must_be_the_same() -> None:
         agreement(ComparisonResult(comparison, others))
 
 
+def test_who_orders_nothing_does_not_agree_and_one_point_is_no_order() -> None:
+    chosen = points(np.random.default_rng(0), 4)
+    comparison = definition(["x", "truth"], seeds=1, finding="agreement", reference="truth")
+    truth = run_of("truth", 0, chosen, [1.0, 2.0, 3.0, 4.0])
+    failed = run_of("x", 0, chosen, [math.inf] * 4)
+    (found,) = agreement(ComparisonResult(comparison, (failed, truth)))
+    assert found.correlations.tolist() == [0.0]
+    with pytest.raises(DefinitionError, match=r"needs two or more points that both tried; c\.x\.0 has 1"):
+        agreement(ComparisonResult(comparison, (run_of("x", 0, chosen[:1], [1.0]), truth)))
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [{"finding": "importance"}, {"finding": "interaction"}, {"finding": "agreement", "reference": "a"}, {}],
+)
+def test_where_no_seed_can_be_judged_nothing_is_said(finding: dict[str, Any]) -> None:
+    arms = [*"abcd"]
+    chosen = points(np.random.default_rng(0), 3)
+    runs = tuple(run_of(arm, seed, chosen, [1.0, 2.0, 3.0]) for arm in arms for seed in range(2))
+    comparison = definition(arms, judge="metric", metric="no_such", expected=["a", "b"], **finding)
+    found = find(ComparisonResult(comparison, runs))
+    assert found.verdict == "nothing to judge yet"
+    assert found.lines == []
+
+
 def interacting(*columns: np.ndarray[Any, Any]) -> ComparisonResult:
     arms = ["with-8", "without-8", "with-128", "without-128"]
     point = points(np.random.default_rng(0), 1)
@@ -253,6 +334,12 @@ def test_an_interaction_is_the_difference_of_differences_with_holms_p() -> None:
     assert begin.difference.value == pytest.approx(np.median(b - a))
     assert found.shrinks.difference.value == pytest.approx(np.median((b - a) - (d - c)))
     assert list(found.effects) == ["without-8 − with-8", "without-128 − with-128"]
+    lines = [line for line in find(interacting(a, b, c, d)).lines if ", p " in line]
+    assert [line.rpartition(", ")[2] for line in lines] == [
+        "Holm over two questions",
+        "not adjusted",
+        "Holm over two questions",
+    ]
 
 
 def test_what_an_interaction_says() -> None:
@@ -264,12 +351,12 @@ def test_what_an_interaction_says() -> None:
         return find(interacting(*(np.array(means)[:, None] + noise))).verdict
 
     assert verdict(low, high, low, 1.0) == "holds"
-    assert verdict(low, high, low, high).endswith(
-        "an effect in the first pair, a change to the last is not shown"
+    assert verdict(low, high, low, high) == (
+        "not shown: an effect in the first pair, but no significant change to the last"
     )
     assert verdict(high, low, high, low).startswith("does not hold: the effect is the other way round")
-    assert verdict(low, 1.0, low, high).endswith("an effect in the first pair, it grows")
-    assert "no effect in the first pair" in verdict(low, low, low, high)
+    assert verdict(low, 1.0, low, high) == "does not hold: an effect in the first pair, and it grows"
+    assert verdict(low, low, low, high) == "not shown: no significant effect in the first pair"
 
 
 def test_paired_differences_with_runs_that_failed() -> None:

@@ -772,3 +772,32 @@ def test_importance_finds_what_matters():
     top, bottom = read(comparison).figures["importance"]["data"]
     assert (top["y"], bottom["y"]) == (["matters (1)"], ["idle (3)"])
     assert top["x"] == [pytest.approx(float(np.median(shares["matters"])))]
+
+
+def test_importance_on_a_reverse_log_scale_is_that_of_its_mirror_image():
+    """β on a reverse-log scale, or 1 − β on a log scale: the same trainings, and the same shares."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform(size=(200, 2))
+    values = (points[:, 0] - 0.4) ** 2 + (points[:, 1] - 0.4) ** 2
+
+    def shares(scaled, of):
+        space = {"idle": {"low": 0.0, "high": 1.0}, "scaled": scaled}
+        parameters = ComparisonDefinition.parse(
+            {"name": "c", "space": space, "comparison": {"arms": [{"name": "a"}, {"name": "b"}]}}
+        ).space
+        trials = []
+        for number, (point, value) in enumerate(zip(points, values, strict=True)):
+            params = {"idle": float(point[0]), "scaled": float(of(point[1]))}
+            trial = optuna.trial.create_trial(
+                value=float(value), params=params, distributions=dict(parameters.distributions)
+            )
+            trial.number = number
+            trials.append(trial)
+        best = np.minimum.accumulate(values)
+        runs = [run(arm, 0, best, trials=tuple(trials)) for arm in ("a", "b")]
+        arms = [{"name": name, "sampler": {"name": "random"}} for name in ("a", "b")]
+        return importances(result(*runs, space=space, comparison={"seeds": 1, "arms": arms}))["scaled"][0]
+
+    reverse_log = shares({"low": 0.5, "high": 0.999, "scale": "reverse_log"}, lambda u: 1 - 0.5 * 0.002**u)
+    log = shares({"low": 0.001, "high": 0.5, "scale": "log"}, lambda u: 0.5 * 0.002**u)
+    assert reverse_log == pytest.approx(log, abs=0.05)

@@ -312,7 +312,10 @@ class Comparison(_Document):
         description="What decides: the best dev value, its test value, what was spent until the first target, the "
         "worst minus the best completed value (infinite if one failed), or a metric of the best trial.",
     )
-    metric: str = Field(default="", description='Of the last epoch; with `judge = "metric"`.')
+    metric: str = Field(
+        default="",
+        description='Of the last epoch, as good or bad as `direction` says of the value; with `judge = "metric"`.',
+    )
     matters: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=None,
         description="The smallest difference that matters: arms whose interval lies within it are equivalent.",

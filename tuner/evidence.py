@@ -23,6 +23,7 @@ from tuner.comparison.findings import (
     importance,
     interaction,
     paired,
+    require_importance,
 )
 from tuner.definition import ComparisonDefinition
 from tuner.errors import DefinitionError, MissingDependencyError, NotFoundError
@@ -42,7 +43,7 @@ def find_claims(folder: Path, only: Sequence[str] = ()) -> dict[str, ComparisonD
 
     Raises:
         NotFoundError: there is none.
-        DefinitionError: one is no comparison with a claim.
+        DefinitionError: one is no comparison with a claim, or cannot find what it is about.
     """
     paths = sorted(folder.glob("*.toml"))
     wanted = [path for path in paths if not only or any(path.stem.startswith(start) for start in only)]
@@ -53,6 +54,8 @@ def find_claims(folder: Path, only: Sequence[str] = ()) -> dict[str, ComparisonD
     for name, definition in found.items():
         if not definition.comparison.claim:
             raise DefinitionError(f"{folder / name}.toml: comparison.claim: says nothing of what is claimed")
+        if definition.comparison.finding == "importance":
+            require_importance(definition)
     return found
 
 
@@ -82,6 +85,8 @@ def find(result: ComparisonResult, on_step: Callable[[int, int], None] = lambda 
         on_step: told how far it is, where that takes long.
     """
     kind = result.definition.comparison.finding
+    if not result.seeds:
+        return Finding("nothing to judge yet", [])
     if kind == "importance":
         found = importance(result, on_step)
         return Finding(_importance_verdict(found), _importance_lines(found))
@@ -213,20 +218,26 @@ def _pair(pair: Pair) -> str:
 
 
 def _importance_verdict(found: Sequence[Importance]) -> str:
-    """It holds where each tier has more than the next by every method, with intervals above 0."""
-    said = []
+    """It holds where each tier has more than the next by every method, with intervals above 0.
+
+    It does not where a method has an interval below 0; one that includes 0 shows nothing, either way.
+    """
+    if not found[0].steps:  # one tier: the claim says nothing of what is before what
+        return "judge by the numbers"
+    said, is_contradicted = [], False
     for first, second in found[0].steps:
         by = [one.method for one in found if (one.steps[first, second].low or 0.0) > 0]
         against = [one.method for one in found if (one.steps[first, second].high or 0.0) < 0]
         told = "by both" if len(by) == len(found) else f"by {by[0]} only" if by else "not shown"
         if against:
+            is_contradicted = True
             told += f", the other way by {', '.join(against)}"
         said.append((f"tier {first} above tier {second} {told}", len(by) == len(found)))
     if all(holds for _, holds in said):
         return "holds"
-    return f"{'holds in part' if any(holds for _, holds in said) else 'does not hold'}: " + ", ".join(
-        text for text, _ in said
-    )
+    in_part = "holds in part" if any(holds for _, holds in said) else "not shown"
+    begins = "does not hold" if is_contradicted else in_part
+    return f"{begins}: {', '.join(text for text, _ in said)}"
 
 
 def _importance_lines(found: Sequence[Importance]) -> list[str]:
@@ -269,29 +280,31 @@ def _agreement_lines(result: ComparisonResult) -> list[str]:
     asked = [(a, b) for a in groups[0] for group in groups[1:] for b in group] if groups else []
     for first, second in asked:
         if first in rows and second in rows:
-            lines.append(f"- Of these, {first} − {second}: {_tested(paired(rows[first], rows[second]))}")
+            tested = _tested(paired(rows[first], rows[second]))
+            lines.append(f"- Of these, {first} − {second}: {tested}, not adjusted")
     return lines
 
 
 def _interaction_verdict(found: Interaction) -> str:
+    """It holds where there is an effect in the first pair, and it shrinks; it does not where either is the other way
+    round. What is not significant shows nothing, either way.
+    """
     first, *_ = found.effects.values()
-    begins = (
-        "an effect in the first pair"
-        if first.is_settled and first.is_above
-        else "no effect in the first pair"
-    )
-    if first.is_settled and not first.is_above:
-        begins = "the effect is the other way round in the first pair"
-    shrinks = "it shrinks" if found.shrinks.is_above else "it grows"
-    change = shrinks if found.shrinks.is_settled else "a change to the last is not shown"
-    holds = first.is_settled and first.is_above and found.shrinks.is_settled and found.shrinks.is_above
-    return "holds" if holds else f"does not hold: {begins}, {change}"
+    if not first.is_settled:
+        return "not shown: no significant effect in the first pair"
+    if not first.is_above:
+        return "does not hold: the effect is the other way round in the first pair"
+    if not found.shrinks.is_settled:
+        return "not shown: an effect in the first pair, but no significant change to the last"
+    return "holds" if found.shrinks.is_above else "does not hold: an effect in the first pair, and it grows"
 
 
 def _interaction_lines(found: Interaction) -> list[str]:
+    first, *others = (f"- {name}: {_tested(effect)}" for name, effect in found.effects.items())
     return [
-        *(f"- {name}: {_tested(effect)}" for name, effect in found.effects.items()),
-        f"- Of the first pair minus that of the last: {_tested(found.shrinks)}",
+        f"{first}, Holm over two questions",
+        *(f"{other}, not adjusted" for other in others),
+        f"- Of the first pair minus that of the last: {_tested(found.shrinks)}, Holm over two questions",
     ]
 
 

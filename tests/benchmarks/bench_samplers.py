@@ -209,7 +209,7 @@ def tasks(args: argparse.Namespace) -> Iterator[tuple[str, str, str, int, int]]:
 def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     """All runs that `args` name, those that the raw file has already from there."""
     lines = [json.loads(line) for line in args.raw.read_text().splitlines()] if args.raw.exists() else []
-    done = {key(r): r for r in lines if r["workers"] == args.workers}
+    done = {key(r): r for r in lines if r.get("workers") == args.workers}  # lines of older samplers have none
     wanted = list(tasks(args))
     missing = [task for task in wanted if task[1:] not in done]
     with ProcessPoolExecutor(args.jobs) as pool, args.raw.open("a") as raw:

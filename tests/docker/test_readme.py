@@ -174,6 +174,7 @@ def test_first_study_by_curl(walk: Walk) -> None:
         lambda: len(walk.values("first")) >= 1 and walk.get("/v1/studies/first").json()["is_finished"], "end"
     )
     walk("First study by curl 2")
+    assert (walk.folder / "ann.token").stat().st_mode & 0o777 == 0o600
     assert walk.get("/v1/studies", headers=walk.token("ann.token")).json()["studies"][0]["name"] == "first"
 
 
@@ -196,6 +197,7 @@ def test_dask(walk: Walk) -> None:
 
 def test_metrics_for_prometheus(walk: Walk) -> None:
     walk("Watch 0")
+    assert (walk.folder / "prometheus.token").stat().st_mode & 0o777 == 0o600
     text = walk.get("/metrics", headers=walk.token("prometheus.token")).text
     assert 'route="/v1/studies/{study}"' in text
 
@@ -327,6 +329,7 @@ def test_a_single_container_on_sqlite(walk: Walk) -> None:
     walk("Back up and restore 2")
     walk.create("later", 1)
     walk("Back up and restore 3")
+    assert (walk.folder / "on-sqlite.db").stat().st_mode & 0o777 == 0o600
     walk.get("/v1/studies/kept")
     walk.get("/v1/studies/later", 404)
     walk("Upgrade 1")

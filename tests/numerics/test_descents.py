@@ -123,6 +123,17 @@ def test_what_overflows_is_never_through():
     assert (found.value, found.metrics["reached"], found.metrics["regret"]) == (200, 0, math.inf)
 
 
+def test_who_arrives_with_the_last_step_is_through():
+    params = {"landscape": "saddle", "optimizer": "sgd", "starts": 1}
+    rates = np.geomspace(0.01, 0.2, 400)
+    found = [last(**params, learning_rate=float(rate), epochs=3) for rate in rates]
+    exact = [float(rate) for rate, epoch in zip(rates, found, strict=True) if epoch.value == STEPS]
+    assert exact
+    for rate in exact:
+        epoch = last(**params, learning_rate=rate, epochs=1)
+        assert (epoch.value, epoch.metrics["reached"]) == (STEPS, 1.0)
+
+
 def test_it_ends_once_all_are_through():
     assert last(landscape="saddle", optimizer="adam", learning_rate=0.1).number == 1
 

@@ -649,3 +649,9 @@ def test_what_cannot_go_side_by_side_is_refused(params, seeds, message):
 def test_objectives_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         digits.name = "other"
+
+
+@pytest.mark.parametrize("objective", [digits_few, imbalanced])
+def test_every_epoch_has_the_metrics_that_an_objective_names_and_no_others_whatever_the_network(objective):
+    (epoch,) = objective.evaluate({"epochs": 1, "layers": 0, "batch_norm": False}, seed=Seed(0))
+    assert set(epoch.metrics) == set(objective.metrics)

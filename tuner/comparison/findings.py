@@ -7,7 +7,7 @@ All of it is read from the trials of a comparison, so that it goes on where it s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tuner.comparison.importance import METHODS, Method, Points, importance_shares, unit_points
 from tuner.comparison.result import SIGNIFICANCE, ComparisonResult
 from tuner.comparison.runs import Floats, Run
+from tuner.definition import ComparisonDefinition
 from tuner.errors import DefinitionError
 from tuner.statistics import (
     Estimate,
@@ -40,6 +41,7 @@ __all__ = [
     "importance",
     "interaction",
     "paired",
+    "require_importance",
 ]
 
 Rows: TypeAlias = NDArray[np.intp]
@@ -87,6 +89,20 @@ class Importance:
     orders: dict[str, tuple[list[str], float]]
 
 
+def require_importance(definition: ComparisonDefinition) -> None:
+    """See that a comparison can tell how much parameters matter.
+
+    Raises:
+        DefinitionError: the space has conditions or one parameter, or an arm has another.
+    """
+    space = definition.space
+    if space.is_conditional or len(space) < 2:
+        raise DefinitionError("importance needs two or more parameters, none of them under a condition")
+    for member in definition.members:
+        if member.definition.space != space:
+            raise DefinitionError(f"importance needs one space for all arms; {member.arm} has another")
+
+
 def importance(
     result: ComparisonResult, on_step: Callable[[int, int], None] = lambda done, of: None
 ) -> list[Importance]:
@@ -95,29 +111,27 @@ def importance(
     Values are ranked within each run, so that problems and splits of the data weigh alike and trainings that went
     nowhere do not outweigh all others; a failed trial has the worst rank. The intervals are the basic bootstrap's, 2θ̂ −
     q (Davison and Hinkley 1997, eq. 5.6), which allows for the bias that repeated trials bring: trials are drawn anew
-    within each run.
+    within each seed, the same numbers for all problems, since arms may share their points (the random sampler's follow
+    from seed and number). They are about these problems and seeds; of others they say nothing.
 
     Args:
-        result: of a comparison without conditions in its space, whose arms search the same space.
+        result: of a comparison as `require_importance` wants it.
         on_step: told how many of how many resamples are done.
 
     Raises:
-        DefinitionError: the space has conditions or one parameter, or an arm has another.
+        DefinitionError: see `require_importance`.
     """
+    require_importance(result.definition)
     space = result.definition.space
-    if space.is_conditional or len(space) < 2:
-        raise DefinitionError("importance needs two or more parameters, none of them under a condition")
-    for member in result.definition.members:
-        if member.definition.space != space:
-            raise DefinitionError(f"importance needs one space for all arms; {member.arm} has another")
     problems = {arm: _Problem.of(result, arm) for arm in result.arms}
-    rng, total = np.random.default_rng(0), len(METHODS) * len(problems) * (RESAMPLES + 1)
+    resamples = _resamples(list(problems.values()))
+    total = len(METHODS) * len(problems) * (RESAMPLES + 1)
     tables: list[list[Floats]] = [
         [] for _ in METHODS
     ]  # a method, a problem: shape (1 + RESAMPLES, parameters)
     done = 0
     for problem in problems.values():
-        draws = [np.arange(len(problem.losses)), *(problem.resample(rng) for _ in range(RESAMPLES))]
+        draws = [np.arange(len(problem.losses)), *(problem.rows(drawn) for drawn in resamples)]
         for table, method in zip(tables, METHODS, strict=True):
             rows = []
             for draw in draws:
@@ -133,33 +147,49 @@ def importance(
     ]
 
 
+Key: TypeAlias = tuple[int, int]
+"""A seed and a trial's number: what arms have in common."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """The trials of an arm, all its runs together; `runs` says which trials belong together."""
+    """The trials of an arm, all its runs together, and where the trial of each seed and number is among them."""
 
     points: Points
     distributions: dict[str, BaseDistribution]
     losses: Floats
-    runs: list[Rows]
+    places: dict[Key, int]
 
     @classmethod
     def of(cls, result: ComparisonResult, arm: str) -> _Problem:
         points: list[Mapping[str, Any]] = []
         losses: list[Floats] = []
-        runs: list[Rows] = []
+        places: dict[Key, int] = {}
         distributions: dict[str, BaseDistribution] = {}
         for run in result.runs_of(arm):
             trials = [t for t in run.trials if t.state in (TrialState.COMPLETE, TrialState.FAIL)]
             found, distributions = unit_points(result.definition.space, trials)
-            runs.append(np.arange(len(trials)) + len(points))
+            places |= {(run.seed, trial.number): len(points) + i for i, trial in enumerate(trials)}
             points += found
             values = np.array([_loss(trial, result.sign) for trial in trials])
             losses.append(scipy.stats.rankdata(values) / len(values))
-        return cls(points, distributions, np.concatenate(losses), runs)
+        return cls(points, distributions, np.concatenate(losses), places)
 
-    def resample(self, rng: np.random.Generator) -> Rows:
-        """As many trials of each run, with repetitions."""
-        return np.concatenate([rng.choice(run, len(run)) for run in self.runs])
+    def rows(self, drawn: Sequence[Key]) -> Rows:
+        """Where the drawn trials are; without those that this problem does not have."""
+        return np.array([self.places[key] for key in drawn if key in self.places], dtype=np.intp)
+
+
+def _resamples(problems: Sequence[_Problem]) -> list[list[Key]]:
+    """As many trials of each seed as there are, with repetitions, `RESAMPLES` times; the same ones for all problems."""
+    by_seed: dict[int, list[Key]] = {}
+    for key in sorted(set().union(*(problem.places for problem in problems))):
+        by_seed.setdefault(key[0], []).append(key)
+    rng = np.random.default_rng(0)
+    return [
+        [keys[i] for keys in by_seed.values() for i in rng.integers(len(keys), size=len(keys))]
+        for _ in range(RESAMPLES)
+    ]
 
 
 def _summed_up(
@@ -207,10 +237,11 @@ class Agreement:
 def agreement(result: ComparisonResult) -> list[Agreement]:
     """How well each arm orders points as the reference does: the trials that both have under one number.
 
-    Failed trials are the worst. Arms share points where their sampler draws them by number and seed, as the random one.
+    Failed trials are the worst; who finds all points alike has a correlation of 0. Arms share points where their
+    sampler draws them by number and seed, as the random one.
 
     Raises:
-        DefinitionError: trials of one number are not the same point.
+        DefinitionError: trials of one number are not the same point, or fewer than two are shared.
     """
     reference = result.definition.comparison.reference
     truth = {run.seed: run for run in result.runs_of(reference)}
@@ -231,9 +262,15 @@ def _correlation(run: Run, truth: Run, sign: int) -> float:
             raise DefinitionError(
                 f"agreement needs the same points; trial {trial.number} of {run.study} and of {truth.study} differ"
             )
+    if len(shared) < 2:
+        raise DefinitionError(
+            f"agreement needs two or more points that both tried; {run.study} has {len(shared)}"
+        )
     ranks = [
         scipy.stats.rankdata([_loss(trial, sign) for trial in trials]) for trials in zip(*shared, strict=True)
     ]
+    if any(np.ptp(column) == 0 for column in ranks):  # all are alike to it: no order, so none that agrees
+        return 0.0
     return float(scipy.stats.pearsonr(*ranks).statistic)  # of ranks: Spearman's, with infinities
 
 

@@ -227,7 +227,10 @@ class ComparisonResult:
         return bool(self._p[i, j] < SIGNIFICANCE) and is_better
 
     def are_equivalent(self, arm: str, other: str) -> bool:
-        """Whether the interval of their difference lies within what matters; False where nothing says what does."""
+        """Whether the interval of their difference lies within what matters; False where nothing says what does.
+
+        As two one-sided tests at 2.5%, of each pair by itself: nothing is adjusted for other pairs.
+        """
         matters = self.definition.comparison.matters
         if matters is None or len(self.seeds) < LEAST_SEEDS:
             return False

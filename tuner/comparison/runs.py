@@ -93,10 +93,12 @@ class Run:
 
     @property
     def spread(self) -> float | None:
-        """The worst minus the best value of the completed trials, infinite if one failed; None with fewer than two."""
-        if self.failed:
-            return math.inf
+        """The worst minus the best value of the completed trials, infinite if one failed or is infinite itself; None
+        with fewer than two.
+        """
         values = [t.value for t in self.trials if t.state == TrialState.COMPLETE and t.value is not None]
+        if self.failed or not all(map(math.isfinite, values)):
+            return math.inf
         return max(values) - min(values) if len(values) > 1 else None
 
     def spent_until(self, target: float, unit: Unit, *, minimize: bool) -> float:

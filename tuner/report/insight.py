@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from objectives.network.diagnosis import BiasVariance, course
 from tuner.comparison import ComparisonResult, Run
-from tuner.comparison.importance import importance_shares
+from tuner.comparison.importance import importance_shares, unit_points
 from tuner.samplers.local_gp import EXPLANATION
 from tuner.space import CategoricalParameter
 
@@ -41,11 +41,9 @@ def importances(result: ComparisonResult) -> dict[str, list[float]]:
         runs = [run for run in result.runs if run.seed == seed and run.arm in arms]
         trials = [t for run in runs for t in run.trials if _counts(t, list(space))]
         if len(trials) >= LEAST_TRIALS:
-            points = [{name: trial.params[name] for name in space} for trial in trials]
             losses = np.array([result.sign * (trial.value or 0.0) for trial in trials])
-            for name, share in zip(
-                space, importance_shares(points, space.distributions, losses).tolist(), strict=True
-            ):
+            found = importance_shares(*unit_points(space, trials), losses)
+            for name, share in zip(space, found.tolist(), strict=True):
                 shares[name].append(share)
     return shares if all(shares.values()) else {}
 

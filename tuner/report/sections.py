@@ -165,7 +165,9 @@ def _finals(result: ComparisonResult) -> Html | None:
         f"{'left' if result.lower_wins else 'right'}. Thin lines join the same seed in "
         "different arms, which met the same data, initial weights and noise; boxes are quartiles and median."
     )
-    left_out = f" Not drawn: {plural(missing, 'run')} without a completed trial." if missing else ""
+    is_dev = result.definition.comparison.judge == "dev"
+    lacking = "without a completed trial" if is_dev else f"with a failed trial or no {result.judged_by}"
+    left_out = f" Not drawn: {plural(missing, 'run')} {lacking}." if missing else ""
     return titled("Final values", plot, tag("p", caption + left_out, class_="note"))
 
 

@@ -81,12 +81,13 @@ class BoxLength:
 
     def __init__(self, rules: BoxRules) -> None:
         self.rules = rules
-        self._states: list[BoxState] = []
-        self._numbers: list[int] = []
+        self.forget()
 
     def forget(self) -> None:
         """Start from nothing."""
-        self._states, self._numbers = [], []
+        self._states: list[BoxState] = []
+        self._numbers: list[int] = []
+        self._ordered: list[float] = []  # the values, ascending
 
     def update(
         self,
@@ -108,14 +109,17 @@ class BoxLength:
         """
         keep = bisect.bisect_left(self._numbers, unchanged)
         del self._states[keep:], self._numbers[keep:]
+        if keep < len(self._ordered):
+            self._ordered = np.sort(values[:keep]).tolist()
         for i in range(keep, len(numbers)):
-            before = self._states[-1] if self._states else BoxState(self.rules.start)
-            margin = self.rules.tolerance * (_median(values[:i]) - before.best) if i else 0.0
-            gained = bool(values[i] < before.best - (margin if np.isfinite(margin) else 0.0))
+            before, value = self._states[-1] if self._states else BoxState(self.rules.start), float(values[i])
+            margin = self.rules.tolerance * (self._ordered[i // 2] - before.best) if i else 0.0
+            gained = value < before.best - (margin if np.isfinite(margin) else 0.0)
             state = self._after(before, gained, is_local(int(numbers[i])), axes)
-            best = min(before.best, float(values[i]))
+            best = min(before.best, value)
             self._states.append(BoxState(state.length, state.successes, state.failures, best, state.changes))
             self._numbers.append(int(numbers[i]))
+            bisect.insort(self._ordered, value)
         return self._states[-1] if self._states else BoxState(self.rules.start)
 
     def last_change(self) -> int:
@@ -139,10 +143,6 @@ class BoxLength:
             return BoxState(length, 0, before.failures + 1, changes=changes)
         shorter = length / 2
         return BoxState(rules.start if shorter < rules.least else shorter, changes=changes + 1)
-
-
-def _median(values: Floats) -> float:
-    return float(np.partition(values, len(values) // 2)[len(values) // 2])
 
 
 def look(number: int, share: float) -> Look:

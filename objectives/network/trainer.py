@@ -128,7 +128,7 @@ class Trainer:
         learning_rate = self.learning_rate
         with np.errstate(all="ignore"):
             square_norm, steps = self._run(learning_rate)
-            self.optimizer.settle()
+            self.optimizer.flush_denormals()
             self._check_finite(np.vecdot(self.network.parameters, self.network.parameters), "parameters")
             norm = np.sqrt(square_norm / steps)
         self.epochs += 1

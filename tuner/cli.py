@@ -300,8 +300,13 @@ def _compare(
     except OSError as error:  # better now than after the run
         raise DefinitionError(f"--out {folder}: {error.strerror}") from None
     members = [(member.arm, member.definition) for member in definition.members]
-    with _progress(manager, members) as display, LiveReport(manager, definition, folder, display.on_ranks):
-        return manager.compare(definition, workers=workers, executor=executor, on_outcome=display.on_outcome)
+    with _progress(manager, members) as display:
+        with LiveReport(manager, definition, folder, display.on_ranks):
+            result = manager.compare(
+                definition, workers=workers, executor=executor, on_outcome=display.on_outcome
+            )
+        display.on_ranks(result.rank_by_arm)  # those that the table will have
+    return result
 
 
 def _print_problems(result: ProblemsResult, folder: Path) -> None:

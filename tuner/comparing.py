@@ -91,7 +91,7 @@ class LiveReport:
             return
         self._seen = ended
         write_report(result, self._folder, refresh=self._seconds)
-        self._on_ranks({row.arm: row.mean_rank for row in result.table()})
+        self._on_ranks(result.rank_by_arm)
 
 
 def require_unrepeated(manager: StudyManager, definition: ComparisonDefinition) -> None:

@@ -189,7 +189,14 @@ def ended_first(
     Raises:
         TunerError: it is not.
     """
-    done = wait(futures, timeout=min(patience, CHECK_SECONDS), return_when=FIRST_COMPLETED).done
+    try:
+        done = wait(futures, timeout=min(patience, CHECK_SECONDS), return_when=FIRST_COMPLETED).done
+    except RuntimeError as error:
+        # Ctrl-C at the wrong moment of a wait: Python then releases a lock that it does not hold
+        behind: BaseException | None = error
+        while isinstance(behind, Exception):
+            behind = behind.__context__
+        raise behind or error from None
     if not done:
         pool.check()
     return done

@@ -24,7 +24,7 @@ from objectives.epoch import Epoch, Epochs, Hyperparameter, Seed
 from tuner import ComparisonDefinition, StudyDefinition, StudyManager, TunerError
 from tuner.ask_tell import AskTell
 from tuner.errors import DefinitionError
-from tuner.executors import Where, _OwnProcesses
+from tuner.executors import Where, _OwnProcesses, ended_first, find_executor
 from tuner.ledger import Ledger, Owner
 from tuner.runs import Runs
 from tuner.tables import RunRow
@@ -187,6 +187,25 @@ def test_ctrl_c_in_the_midst_of_waiting_gives_running_trials_back(sqlite_url: st
         trials = manager.load("s").trials
         assert {t.state for t in trials} == {TrialState.WAITING}
         assert manager.ask_tell("s").open_leases() == []
+
+
+def test_ctrl_c_that_breaks_a_lock_of_pythons_is_still_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            threading.Lock().release()  # as in Condition.wait, interrupted before it has its lock again
+
+    monkeypatch.setattr("tuner.executors.wait", interrupted)
+    with pytest.raises(KeyboardInterrupt), find_executor("threads")(1) as pool:
+        ended_first(pool, [Future()])
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("of another kind")
+
+    monkeypatch.setattr("tuner.executors.wait", broken)
+    with pytest.raises(RuntimeError, match="of another kind"), find_executor("threads")(1) as pool:
+        ended_first(pool, [Future()])
 
 
 def test_a_task_is_known_though_ctrl_c_comes_while_it_is_submitted(sqlite_url: str) -> None:

@@ -59,4 +59,4 @@ def test_the_example_in_python(tmp_path: Path, sqlite_url: str) -> None:
             [sys.executable, "-c", given + code], check=False, cwd=tmp_path, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert served.manager.ask_tell("bowl").spent().ended == 40
+        assert served.manager.ask_tell("bowl-remote").spent().ended == 40

@@ -196,6 +196,11 @@ class ComparisonResult:
         """The ranking with its spreads. Empty before every arm has finished a trial for some seed."""
         return list(self._table)
 
+    @property
+    def rank_by_arm(self) -> dict[str, float]:
+        """Each arm's mean rank, the best first. Empty where the table is."""
+        return {row.arm: row.mean_rank for row in self._table}
+
     @cached_property
     def _table(self) -> tuple[ArmRow, ...]:
         if not self.seeds:

@@ -196,6 +196,7 @@ def _main(
     """Become the command, as a shell would start it."""
     script, arguments = called
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` lets all that it starts ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and a shell's `&` this
     if session:
         os.setsid()
     os.chdir(folder)

@@ -105,8 +105,9 @@ class Contenders:
         return results
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def contenders() -> Iterator[Contenders]:
+    """For a test: the next one's database has the same address, and ids that begin anew."""
     running = Contenders()
     yield running
     for task in running.tasks:

@@ -43,10 +43,10 @@ class Quick:
 quick = Quick()
 tell = AskTell.tell
 
-def tell_and_write_down(self, lease, state, value, *args, **more):
-    ended = tell(self, lease, state, value, *args, **more)
+def tell_and_write_down(self, lease, state, values, *args, **more):
+    ended = tell(self, lease, state, values, *args, **more)
     with open(f"told-{os.getpid()}", "a") as file:
-        file.write(f'[{lease.number}, "{ended.name}", {value!r}, {lease.attempt}]\\n')
+        file.write(f'[{lease.number}, "{ended.name}", {values!r}, {lease.attempt}]\\n')
         file.flush()
         os.fsync(file.fileno())
     return ended
@@ -132,9 +132,13 @@ def test_kills_lose_nothing(request: pytest.FixtureRequest, tmp_path: Path, seed
     assert all(trial.intermediate_values.keys() == {1, 2, 3} for trial in completed)
     assert ask_tell.open_leases() == []
 
-    for number, state, value, attempt in _told(tmp_path):
+    for number, state, values, attempt in _told(tmp_path):
         trial = trials[number]  # type: ignore[call-overload]
-        assert (trial.state.name, trial.value, trial.user_attrs.get("attempts", 1)) == (state, value, attempt)
+        assert (trial.state.name, trial.values, trial.user_attrs.get("attempts", 1)) == (
+            state,
+            values,
+            attempt,
+        )
     for trial in trials:
         with ask_tell.ledger.transaction() as session:
             history = ask_tell.ledger.history(session, ask_tell.study._study_id, trial._trial_id)

@@ -87,6 +87,18 @@ class Server:
         with self.connect() as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
+    def rename(self, name: str, to: str) -> bool:
+        """Give a database another name, and cut the connections to it; whether nobody was quick enough to come back."""
+        import psycopg
+
+        with self.connect() as connection:
+            connection.execute(DISCONNECT, [name])
+            try:
+                connection.execute(f"ALTER DATABASE {name} RENAME TO {to}")
+            except psycopg.errors.ObjectInUse:
+                return False
+        return True
+
     def require_password(self) -> None:
         """From now on, let nobody in without the password."""
         Path(self.folder, "data", "pg_hba.conf").write_text("local all all scram-sha-256\n")
@@ -107,13 +119,14 @@ class Databases:
     """Fresh databases with tables, copies of `template`.
 
     One that a test has left is emptied for the next, which costs a tenth of what a copy does, unless it has grown, or
-    its tables are no longer what they were: then it is dropped.
+    its tables are no longer what they were: then it is dropped. It gets another name for each test: what one has left
+    running would find its way back to the name, and work on in the midst of the next one.
     """
 
     def __init__(self, server: Server, template: str) -> None:
         self._server, self._template = server, template
         self._free: list[str] = []
-        self._made = 0
+        self._given = 0
         with server.connect(template) as connection:
             tables = {
                 table: connection.execute(f"TABLE {table}").fetchall() for (table,) in _tables(connection)
@@ -125,21 +138,24 @@ class Databases:
     @contextmanager
     def fresh(self) -> Iterator[str]:
         """The address of a test's own database."""
+        self._given += 1
+        name = f"fresh_{self._given}"
         if self._free:
-            name = self._free.pop()
+            assert self._server.rename(self._free.pop(), name)
         else:
-            self._made += 1
-            self._server.create(name := f"fresh_{self._made}", self._template)
+            self._server.create(name, self._template)
         yield self._server.url.format(database=name)
-        if self._is_as_before(name):
-            self._free.append(name)
-        else:
+        left = f"left_{self._given}"
+        if not self._server.rename(name, left):
             self._server.drop(name)
+        elif self._is_as_before(left):
+            self._free.append(left)
+        else:
+            self._server.drop(left)
 
     def _is_as_before(self, name: str) -> bool:
         """Empty its tables, and see whether that is all there is to do."""
         with self._server.connect(name) as connection:
-            connection.execute(DISCONNECT)
             if connection.execute(SHAPE).fetchall() != self._shape or connection.execute(
                 IS_LARGE
             ).fetchone() == (True,):
@@ -158,10 +174,7 @@ def _tables(connection: psycopg.Connection[Any]) -> list[tuple[str]]:
     return connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
 
 
-DISCONNECT = """
-SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid()
-"""
+DISCONNECT = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s"
 
 SHAPE = """
 SELECT nspname, relname, relkind::text, attname, atttypid, attnotnull

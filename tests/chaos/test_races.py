@@ -105,9 +105,8 @@ class Contenders:
         return results
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def contenders() -> Iterator[Contenders]:
-    """For a test: the next one's database has the same address, and ids that begin anew."""
     running = Contenders()
     yield running
     for task in running.tasks:

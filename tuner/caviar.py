@@ -17,8 +17,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Future, wait
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol
@@ -46,7 +46,7 @@ from tuner.executors import (
 from tuner.ledger import Ledger
 from tuner.runs import Runs, short
 from tuner.storage import patiently
-from tuner.termination import Terminated, is_ending, terminations_raised
+from tuner.termination import Terminated, interruptions_held, is_ending, terminations_raised, wait_for
 from tuner.trial_run import Function, Outcome, run_trial
 
 __all__ = ["OpenStudy", "run_studies"]
@@ -283,7 +283,7 @@ class _Pools:
         """Run in one pool until there is nothing to run, or `limit` trials have ended."""
         running: dict[Future[Any], str] = {}
         ended = 0
-        with self.open_pool(workers) as pool:
+        with self.open_pool(workers) as pool, interruptions_held():
             try:
                 greeting = submit_greeting(pool)
                 while limit is None or ended < limit:
@@ -356,11 +356,11 @@ class _Pools:
         return True
 
 
-def _wait_for_last(pool: Pool, running: Iterable[Future[Any]]) -> None:
+def _wait_for_last(pool: Pool, running: Collection[Future[Any]]) -> None:
     """Wait until running trials were given back; on workers that live on, for a while only."""
     if trials := sum(not future.done() for future in running):
         _log.warning("waiting for %d trials to end their epoch; Ctrl-C again leaves at once", trials)
-    left = wait(running, timeout=pool.patience).not_done
+    left = set(running) - wait_for(running, pool.patience)
     for future in left:
         future.cancel()
     if left:

@@ -32,21 +32,26 @@ from concurrent.futures import (
     Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
-    wait,
 )
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from threadpoolctl import threadpool_limits
 
 from tuner.errors import DefinitionError, MissingDependencyError, TunerError
-from tuner.termination import WorkerLostError, end_in_order, run_task, signals
+from tuner.termination import (
+    WorkerLostError,
+    end_in_order,
+    interruptions_held,
+    raise_held,
+    run_task,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -165,11 +170,12 @@ def submit(
         with _sigint_held():
             future = pool.executor.submit(task, *arguments)
             running[future] = name
-            return future
     except BrokenExecutor:
         raise
     except RuntimeError as error:  # it was shut down
         raise TunerError(f"the executor takes no work: {error} {GOES_ON}") from None
+    raise_held()
+    return future
 
 
 def submit_greeting(pool: Pool) -> Future[None]:
@@ -189,14 +195,7 @@ def ended_first(
     Raises:
         TunerError: it is not.
     """
-    try:
-        done = wait(futures, timeout=min(patience, CHECK_SECONDS), return_when=FIRST_COMPLETED).done
-    except RuntimeError as error:
-        # Ctrl-C at the wrong moment of a wait: Python then releases a lock that it does not hold
-        behind: BaseException | None = error
-        while isinstance(behind, Exception):
-            behind = behind.__context__
-        raise behind or error from None
+    done = wait_for(futures, min(patience, CHECK_SECONDS), FIRST_COMPLETED)
     if not done:
         pool.check()
     return done
@@ -460,7 +459,7 @@ class _DaskCheck:
 @contextlib.contextmanager
 def _sigint_held() -> Iterator[None]:
     """Hold Ctrl-C back while a process starts: it inherits that, until it is ready to leave Ctrl-C to the parent."""
-    with _interrupts_postponed():
+    with interruptions_held():  # a mask alone does not do it here: the signal goes to another thread
         if not hasattr(signal, "pthread_sigmask"):
             yield
             return
@@ -469,25 +468,3 @@ def _sigint_held() -> Iterator[None]:
             yield
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _interrupts_postponed() -> Iterator[None]:
-    """Let handlers of signals wait for the block's end. A mask alone does not: the signal goes to another thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[tuple[Callable[..., Any], int, FrameType | None]] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *signals())}
-    handlers = {number: handler for number, handler in before.items() if callable(handler)}
-    for number in handlers:
-        signal.signal(
-            number, lambda number, frame: came.append((handlers[signal.Signals(number)], number, frame))
-        )
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for handler, got, frame in came[:1]:
-            handler(got, frame)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Future, as_completed
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from objectives.epoch import Seed
 from tuner.catalogue import find_objective
 from tuner.errors import TunerError
-from tuner.executors import GOES_ON, Where, find_executor, one_thread, submit
+from tuner.executors import GOES_ON, Where, ended_first, find_executor, one_thread, submit
+from tuner.termination import interruptions_held
 
 __all__ = ["FRESH", "Incumbent", "Tested", "can_test", "measure_incumbents"]
 
@@ -72,27 +73,29 @@ def measure_incumbents(
 
     Raises:
         TunerError: a worker died; those that were through before are done.
-        KeyboardInterrupt: passed on, without waiting.
+        KeyboardInterrupt: passed on, without waiting for those that train.
     """
     if not incumbents:
         return
     found: dict[str, dict[int, Metrics]] = {incumbent.study: {} for incumbent in incumbents}
-    with one_thread(), find_executor(executor)(workers) as pool:
-        names: dict[Future[Any], str] = {}
+    with one_thread(), find_executor(executor)(workers) as pool, interruptions_held():
+        running: dict[Future[Any], str] = {}
         what: dict[Future[Any], tuple[Incumbent, int]] = {}
         try:
             for incumbent in incumbents:
                 objective = incumbent.objective if given is None else given
                 for repeat in range(repeats):
                     seed = Seed(incumbent.seed, FRESH + repeat)
-                    future = submit(pool, names, incumbent.study, _train, objective, incumbent.params, seed)
+                    future = submit(pool, running, incumbent.study, _train, objective, incumbent.params, seed)
                     what[future] = incumbent, repeat
-            for future in as_completed(what):
-                incumbent, repeat = what[future]
-                done = found[incumbent.study]
-                done[repeat] = future.result()
-                if len(done) == repeats:
-                    on_tested(incumbent, [done[k] for k in range(repeats)])
+            while running:
+                for future in ended_first(pool, running):
+                    del running[future]
+                    incumbent, repeat = what[future]
+                    done = found[incumbent.study]
+                    done[repeat] = future.result()
+                    if len(done) == repeats:
+                        on_tested(incumbent, [done[k] for k in range(repeats)])
         except BrokenExecutor:
             raise TunerError(f"a worker died while it trained for the test values {GOES_ON}") from None
         except BaseException:

@@ -39,6 +39,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
 from tuner.errors import StorageError, StorageUnavailableError
+from tuner.termination import pause
 
 __all__ = [
     "BUSY_SECONDS",
@@ -224,6 +225,7 @@ def _retrying() -> tenacity.Retrying:
         retry=tenacity.retry_if_exception_type(StorageUnavailableError),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
         stop=tenacity.stop_after_delay(_patience_now()),
+        sleep=pause,
     )
 
 

@@ -1,19 +1,25 @@
-"""An orderly end at SIGTERM, which stops containers and services, and at SIGHUP, which a closed terminal sends.
+"""An orderly end at Ctrl-C, at SIGTERM, which stops containers, and at SIGHUP, which a closed terminal sends.
 
-In a program's main thread they are raised as Ctrl-C is. They reach the worker processes of a pool too, where they are
-sent to the whole group: such a process lets its trial come to the end of its epoch and gives it back; where that takes
-longer than `GRACE_SECONDS`, it leaves the training where it is and gives the trial back as it was. Whoever sends these
-signals kills what is still there some seconds later.
+In a program's main thread the latter two are raised as Ctrl-C is. A loop that keeps workers busy holds all three back
+until it is at a point to stop at (`interruptions_held`): raised just anywhere they get lost now and then, in a library
+that takes every exception for one of its own (as NumPy's comparisons do), or leave a lock locked for ever.
+
+SIGTERM and SIGHUP reach the worker processes of a pool too, where they are sent to the whole group: such a process lets
+its trial come to the end of its epoch and gives it back; where that takes longer than `GRACE_SECONDS`, it leaves the
+training where it is and gives the trial back as it was. Whoever sends these signals kills what is still there some
+seconds later.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
 from types import FrameType
 from typing import TypeVar
 
@@ -22,11 +28,14 @@ __all__ = [
     "WorkerLostError",
     "end_in_order",
     "interruptible",
+    "interruptions_held",
     "is_ending",
+    "pause",
     "raise_at_termination",
+    "raise_held",
     "run_task",
-    "signals",
     "terminations_raised",
+    "wait_for",
 ]
 
 GRACE_SECONDS = 5.0
@@ -37,6 +46,9 @@ LAST_SECONDS = 20.0
 
 ECHO_SECONDS = 2.0
 """Within so many seconds another signal is the same news again: a closed terminal often sends two."""
+
+HELD_SECONDS = 0.1
+"""So long what is held may have to wait in `pause` and `wait_for`."""
 
 EXIT_CODE = 128 + signal.SIGTERM
 
@@ -55,7 +67,7 @@ class WorkerLostError(Exception):
     """A worker has ended, and with it a task."""
 
 
-def signals() -> list[signal.Signals]:
+def _signals() -> list[signal.Signals]:
     """The signals that this process is not to ignore: `nohup` lets it ignore SIGHUP."""
     known = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
@@ -64,7 +76,7 @@ def signals() -> list[signal.Signals]:
 def raise_at_termination() -> None:
     """From now on raise Terminated in the main thread, which must call this."""
     handler = _Raise()
-    for number in signals():
+    for number in _signals():
         signal.signal(number, handler)
 
 
@@ -78,7 +90,7 @@ def terminations_raised() -> Iterator[None]:
         SystemExit: a signal came.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    numbers = [n for n in signals() if signal.getsignal(n) is signal.SIG_DFL] if is_main else []
+    numbers = [n for n in _signals() if signal.getsignal(n) is signal.SIG_DFL] if is_main else []
     handler = _Raise()
     for number in numbers:
         signal.signal(number, handler)
@@ -106,6 +118,101 @@ class _Raise:
             raise Terminated(number)
 
 
+class _Held:
+    """The handlers of signals, with what came and waits for a point to stop at."""
+
+    def __init__(self) -> None:
+        known = {number: signal.getsignal(number) for number in (signal.SIGINT, *_signals())}
+        self._handlers = {number: handler for number, handler in known.items() if callable(handler)}
+        self._came: tuple[int, FrameType | None] | None = None
+
+    def begin(self) -> None:
+        for number in self._handlers:
+            signal.signal(number, self._note)
+
+    def end(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        is_second, self._came = self._came is not None, (number, frame)
+        if is_second and number == signal.SIGINT:
+            self.handle()
+
+    def handle(self) -> None:
+        """Do what is to be done about a signal that came; it may raise."""
+        came, self._came = self._came, None
+        if came is not None:
+            self._handlers[signal.Signals(came[0])](*came)
+
+
+_held: list[_Held] = []
+"""Those that hold signals back, in their order: handlers belong to the whole process, and run in its main thread."""
+
+
+@contextlib.contextmanager
+def interruptions_held() -> Iterator[None]:
+    """Hold Ctrl-C and the other signals back until `raise_held`, or to the block's end.
+
+    A second Ctrl-C does not wait: something may hang. Elsewhere than in the main thread, where none are raised, this
+    does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held = _Held()
+    _held.append(held)
+    held.begin()
+    try:
+        yield
+    finally:
+        held.end()
+        _held.remove(held)
+        held.handle()
+
+
+def raise_held() -> None:
+    """Here is a point to stop at: raise what was held back.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came.
+        Terminated: SIGTERM or SIGHUP came.
+    """
+    if _held and threading.current_thread() is threading.main_thread():
+        _held[-1].handle()
+
+
+def pause(seconds: float) -> None:
+    """Sleep; what is held back is raised meanwhile, as `raise_held` does."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0.0:
+        raise_held()
+        time.sleep(min(left, HELD_SECONDS))
+    raise_held()
+
+
+def wait_for(
+    futures: Collection[Future[T]], seconds: float | None = None, return_when: str = ALL_COMPLETED
+) -> set[Future[T]]:
+    """Wait as `concurrent.futures.wait` does; what is held back is raised meanwhile, as `raise_held` does.
+
+    Args:
+        futures: what for.
+        seconds: how long at most; None: for as long as it takes.
+        return_when: `ALL_COMPLETED` or `FIRST_COMPLETED`.
+
+    Returns:
+        Those that are done.
+    """
+    until = time.monotonic() + (math.inf if seconds is None else seconds)
+    while True:
+        raise_held()
+        left = until - time.monotonic()
+        done, others = wait(futures, timeout=max(0.0, min(left, HELD_SECONDS)), return_when=return_when)
+        if not others or (done and return_when == FIRST_COMPLETED) or left <= HELD_SECONDS:
+            return done
+
+
 class _Process:
     """A worker process, whose tasks its main thread runs."""
 
@@ -116,7 +223,7 @@ class _Process:
     def end_in_order(self) -> None:
         # the thread is there before it is needed: a handler that starts one may wait for a lock of its own thread
         threading.Thread(target=self._leave, name="end", daemon=True).start()
-        for number in signals():
+        for number in _signals():
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:

@@ -19,7 +19,7 @@ import traceback
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Future, wait
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -48,7 +48,7 @@ from tuner.executors import (
     submit,
     submit_greeting,
 )
-from tuner.termination import Terminated, is_ending, terminations_raised
+from tuner.termination import Terminated, interruptions_held, is_ending, pause, terminations_raised, wait_for
 from tuner.trial_run import Outcome, run_leased
 
 __all__ = ["WorkerSettings", "work"]
@@ -155,7 +155,7 @@ def work(
         loop = _Loop(job, workers, idle, watch, on_outcome, on_news, on_look)
         try:
             while loop.goes_on:
-                with open_pool(workers) as pool:
+                with open_pool(workers) as pool, interruptions_held():
                     loop.run_in(pool)
         finally:
             _disconnect(job)
@@ -474,7 +474,7 @@ class _Loop:
         has_room = len(self._running) < self.workers
         patience = max(0.0, self._ask_at - time.monotonic()) if has_room else float("inf")
         if not self._running:
-            time.sleep(min(patience, LONGEST_WAIT))
+            pause(min(patience, LONGEST_WAIT))
             self.watch.look()
             return
         done = ended_first(pool, [*self._running, *([] if greeting.done() else [greeting])], patience)
@@ -539,7 +539,7 @@ class _Loop:
             self.job.stop(pool)
             if running := sum(not future.done() for future in self._running):
                 self.on_news(f"waiting for {running} trials to end their epoch; Ctrl-C again leaves at once")
-            left = wait(self._running, timeout=pool.patience).not_done
+            left = set(self._running) - wait_for(self._running, pool.patience)
         except KeyboardInterrupt:
             pool.leave()
             return

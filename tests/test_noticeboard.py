@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -82,3 +84,24 @@ def test_small_test_values_are_not_rounded_to_0() -> None:
     run = Run("a", 0, "c.a.seed-0", np.ones(1), np.ones(1), 1, 0, 0, 1.0, {}, 0, test=test)
     attrs = _attrs(run)
     assert (attrs["test_loss"], attrs["test_error"]) == (1.23457e-9, 0.125)
+
+
+def test_figures_are_drawn_though_another_thread_is_importing_pandas() -> None:
+    script = """
+import sys, threading, time
+from tuner.comparison.figures import graph_objects
+
+class Slowly:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pandas.core":
+            begun.set()
+            time.sleep(0.5)
+
+begun = threading.Event()
+sys.meta_path.insert(0, Slowly())
+threading.Thread(target=lambda: __import__("pandas")).start()
+begun.wait()
+print(graph_objects().Figure({"data": [{"type": "scatter", "hoverinfo": "text"}]}).data[0].hoverinfo)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert done.stdout == "text\n", done.stderr

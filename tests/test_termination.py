@@ -31,9 +31,14 @@ def stopped(by: type[BaseException] = KeyboardInterrupt) -> Iterator[pytest.Exce
 @pytest.fixture(autouse=True)
 def _handlers_are_as_before() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    assert [signal.getsignal(number) for number in numbers] == before
+    handlers = (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
+    before = [signal.signal(number, handler) for number, handler in zip(numbers, handlers, strict=True)]
+    try:
+        yield
+        assert tuple(signal.getsignal(number) for number in numbers) == handlers
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_what_is_held_is_raised_where_there_is_a_point_to_stop_at() -> None:

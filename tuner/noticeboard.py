@@ -13,7 +13,13 @@ from typing import Any
 import optuna
 
 from tuner.comparison import ComparisonResult, Run
-from tuner.comparison.figures import curves_figure, differences_figure, finals_figure, ranks_figure
+from tuner.comparison.figures import (
+    curves_figure,
+    differences_figure,
+    finals_figure,
+    graph_objects,
+    ranks_figure,
+)
 
 __all__ = ["post"]
 
@@ -74,10 +80,9 @@ def _set_figures(study: optuna.Study, figures: Mapping[str, Any]) -> None:
 
 def _figures(result: ComparisonResult) -> dict[str, Any]:
     """By the ids that the dashboard knows them under."""
-    import plotly.graph_objects as go  # noqa: PLC0415 - half a second
-
     if not result.seeds:
         return {}
+    go = graph_objects()
     drawn = {"curves": curves_figure(result, result.unit), "finals": finals_figure(result)}
     titles = {"curves": "Best value so far", "finals": "Final values"}
     if len(result.seeds) > 1:

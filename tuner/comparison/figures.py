@@ -6,6 +6,7 @@ Names of arms and parameters are escaped: Plotly reads some markup.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ __all__ = [
     "curves_figure",
     "differences_figure",
     "finals_figure",
+    "graph_objects",
     "importance_figure",
     "is_log",
     "learning_figure",
@@ -62,8 +64,6 @@ def plot(result: ComparisonResult, kind: str, unit: Unit) -> go.Figure:
     Raises:
         ValueError: there is no such kind.
     """
-    import plotly.graph_objects as go  # noqa: PLC0415 - half a second
-
     kinds: dict[str, Callable[[], Figure]] = {
         "curves": lambda: curves_figure(result, unit),
         "finals": lambda: finals_figure(result),
@@ -72,7 +72,20 @@ def plot(result: ComparisonResult, kind: str, unit: Unit) -> go.Figure:
     }
     if kind not in kinds:
         raise ValueError(f"kind must be one of {', '.join(kinds)}; got {kind!r}")
-    return go.Figure(kinds[kind]())
+    return graph_objects().Figure(kinds[kind]())
+
+
+def graph_objects() -> Any:
+    """The module `plotly.graph_objects`.
+
+    Plotly looks for pandas among the modules that are there, and breaks over one that another thread is just importing,
+    as scikit-learn does for importances: so it is imported before, where it is installed.
+    """
+    with contextlib.suppress(ImportError):
+        import pandas  # noqa: F401, PLC0415
+    import plotly.graph_objects as go  # noqa: PLC0415 - half a second
+
+    return go
 
 
 def curves_figure(result: ComparisonResult, unit: Unit = "trials") -> Figure:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from tuner.errors import ConflictError, DefinitionError, NotFoundError
 from tuner.schema import open_storage
-from tuner.service.auth import LOGIN_SECONDS, REMEMBERED_SECONDS, USE_SECONDS, Attempts, Tokens
+from tuner.service.auth import LOGIN_SECONDS, REMEMBERED_SECONDS, USE_SECONDS, Attempts, TokenRequest, Tokens
 from tuner.service.identity import Identity, Role
 from tuner.storage import Database
 from tuner.tables import TokenRow
@@ -79,6 +79,47 @@ def test_the_database_does_not_hold_the_secret(tokens: Tokens, database: Databas
         stored = repr(session.execute(sa.select(TokenRow.__table__)).all())
     assert text.rpartition("_")[2] not in stored
     assert login.rpartition("_")[2] not in stored
+
+
+def test_the_same_request_gets_the_same_token(process: Callable[[], Tokens], clock: Clock) -> None:
+    def ask(tokens: Tokens) -> tuple[str, str]:
+        text, info = tokens.create("gpu", Role.WORKER, prefix="a.", expires_in=0.1, request=request)
+        return text, info.id
+
+    request = TokenRequest("Bearer tuner_1_2", "5f1c")
+    here, elsewhere = process(), process()
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(ask, [here, elsewhere] * 4))
+    clock.sleep(1e6)
+    assert {ask(here)} == found
+    [(text, token_id)] = found
+    assert re.fullmatch(r"tuner_[0-9a-f]{12}_[0-9a-f]{64}", text)
+    assert [token.id for token in here.all()] == [token_id]
+    for other in (
+        {"name": "gpu-2", "role": Role.WORKER, "prefix": "a.", "expires_in": 0.1},
+        {"name": "gpu", "role": Role.VIEWER, "prefix": "a.", "expires_in": 0.1},
+        {"name": "gpu", "role": Role.WORKER, "prefix": "", "expires_in": 0.1},
+        {"name": "gpu", "role": Role.WORKER, "prefix": "a.", "expires_in": None},
+    ):
+        with pytest.raises(ConflictError, match="another token was asked for under this Idempotency-Key"):
+            here.create(**other, request=request)  # type: ignore[arg-type]
+    assert len(here.all()) == 1
+
+
+def test_another_request_gets_another_token(tokens: Tokens) -> None:
+    requests = [TokenRequest(*asked) for asked in (("Bearer a", "1"), ("Bearer a", "2"), ("Bearer b", "1"))]
+    made = [tokens.create("gpu", Role.WORKER, request=request) for request in (*requests, None, None)]
+    assert len({text for text, _ in made}) == len({info.id for _, info in made}) == 5
+
+
+def test_what_was_revoked_does_not_come_back_with_the_request(tokens: Tokens) -> None:
+    request = TokenRequest("Bearer a", "1")
+    text, info = tokens.create("gpu", Role.WORKER, request=request)
+    tokens.revoke(info.id)
+    again, info = tokens.create("gpu", Role.WORKER, request=request)
+    assert again == text
+    assert info.revoked is not None
+    assert tokens.verify(text) is None
 
 
 def test_nothing_but_the_token_itself_is_good(tokens: Tokens) -> None:

@@ -323,8 +323,13 @@ def test_over_http_an_admin_makes_lists_and_revokes_tokens(start: Callable[..., 
     running = start()
     with httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {running.token}"}) as admin:
         wanted = {"name": "gpu-3", "role": "worker", "expires_in_seconds": 3600, "prefix": "vision."}
-        made = admin.post("/v1/tokens", json=wanted)
+        key = {"Idempotency-Key": "5f1c"}
+        made = admin.post("/v1/tokens", json=wanted, headers=key)
         assert made.status_code == 201
+        again = admin.post("/v1/tokens", json=wanted, headers=key)
+        assert (again.status_code, again.json()) == (201, made.json())
+        assert admin.post("/v1/tokens", json={**wanted, "role": "admin"}, headers=key).status_code == 422
+        assert admin.post("/v1/tokens", json={**wanted, "name": "x"}, headers=key).status_code == 409
         assert admin.post("/v1/tokens", json={"name": "v", "role": "viewer"}).status_code == 201
         first = admin.get("/v1/tokens?page_size=2").json()
         [third] = admin.get(f"/v1/tokens?page_token={first['next_page_token']}").json()["tokens"]

@@ -31,7 +31,7 @@ from tuner.service.identity import Identity, Role
 from tuner.storage import Database, Mode, patiently
 from tuner.tables import TokenRow
 
-__all__ = ["NAME", "Attempts", "TokenInfo", "Tokens", "duration"]
+__all__ = ["NAME", "Attempts", "TokenInfo", "TokenRequest", "Tokens", "duration"]
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 """What a token's name may be, as a study's."""
@@ -84,6 +84,23 @@ class _Known:
     """By the clock: from then on it is looked up again, or has expired."""
 
 
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """A request for a token: the credential that came with it, and the id that it has at each try.
+
+    The token is derived from both, so that the same request gets the same one again, though nothing of it is kept but
+    its digest. Who does not have the credential cannot derive it.
+    """
+
+    credential: str
+    request_id: str
+
+    def text(self) -> str:
+        """The token's text."""
+        said = f"a token for {self.request_id}".encode()
+        return _text(hmac.digest(self.credential.encode(), said, "sha512"))
+
+
 class Tokens:
     """The tokens and log-ins of one database. All threads may use it.
 
@@ -109,7 +126,13 @@ class Tokens:
         self._notes.shutdown()
 
     def create(
-        self, name: str, role: Role, *, prefix: str = "", expires_in: float | None = None
+        self,
+        name: str,
+        role: Role,
+        *,
+        prefix: str = "",
+        expires_in: float | None = None,
+        request: TokenRequest | None = None,
     ) -> tuple[str, TokenInfo]:
         """Make a token: its text, which nobody can read again, and what is known of it.
 
@@ -118,13 +141,27 @@ class Tokens:
             role: what it may do.
             prefix: of the names of the studies that it is for; empty: all.
             expires_in: seconds; None: never.
+            request: that asks for it; the same again gets the same token.
 
         Raises:
             DefinitionError: the name, the prefix or the time is not legal.
+            ConflictError: the same request asked for another token before.
         """
         _check(name, role, prefix, expires_in)
         with self._database.transaction() as session:
-            return self._insert(session, name, role, prefix, expires_in)
+            if request is None:
+                return self._insert(session, _text(), name, role, prefix=prefix, expires_in=expires_in)
+            if not self._database.is_sqlite:  # there, whoever writes is alone
+                session.execute(sa.text(_LOCK))
+            text = request.text()
+            row = session.execute(sa.select(_tokens).where(_tokens.c.token_id == _id(text))).first()
+            if row is None:
+                return self._insert(session, text, name, role, prefix=prefix, expires_in=expires_in)
+            expires_at = None if expires_in is None else row.created_at + expires_in
+            wanted = (_digest(text), name, role.name.lower(), prefix, expires_at)
+            if (row.digest, row.name, row.role, row.prefix, row.expires_at) != wanted:
+                raise ConflictError("another token was asked for under this Idempotency-Key before")
+            return text, _info(row)
 
     def create_first(self) -> str | None:
         """Make an administrator's token where no token was ever made; None where one was."""
@@ -133,7 +170,7 @@ class Tokens:
                 session.execute(sa.text(_LOCK))
             if session.scalar(sa.select(sa.exists(sa.select(_tokens.c.token_id)))):
                 return None
-            return self._insert(session, "admin", Role.ADMIN)[0]
+            return self._insert(session, _text(), "admin", Role.ADMIN)[0]
 
     def provide(self, role: Role, text: str) -> TokenInfo:
         """Let in a token that was made elsewhere, as from a secret's file; once more is the same.
@@ -290,16 +327,25 @@ class Tokens:
         return row
 
     def _insert(
-        self, session: Session, name: str, role: Role, prefix: str = "", expires_in: float | None = None
+        self,
+        session: Session,
+        text: str,
+        name: str,
+        role: Role,
+        *,
+        prefix: str = "",
+        expires_in: float | None = None,
     ) -> tuple[str, TokenInfo]:
-        token_id = secrets.token_hex(6)
-        text = f"tuner_{token_id}_{secrets.token_hex(32)}"
-        expires_at = None if expires_in is None else self._clock() + expires_in
+        now = self._clock()
+        expires_at = None if expires_in is None else now + expires_in
         values = {"name": name, "role": role.name.lower(), "prefix": prefix, "expires_at": expires_at}
-        return text, self._add(session, text, token_id, values)
+        return text, self._add(session, text, _id(text), values, now)
 
-    def _add(self, session: Session, text: str, token_id: str, values: dict[str, Any]) -> TokenInfo:
-        row = {"token_id": token_id, "digest": _digest(text), "created_at": self._clock(), **values}
+    def _add(
+        self, session: Session, text: str, token_id: str, values: dict[str, Any], now: float | None = None
+    ) -> TokenInfo:
+        created_at = self._clock() if now is None else now
+        row = {"token_id": token_id, "digest": _digest(text), "created_at": created_at, **values}
         return _info(session.execute(sa.insert(_tokens).values(row).returning(*_tokens.c)).one())
 
     def _end(self, session: Session, token_id: str) -> None:
@@ -411,6 +457,16 @@ def _info(row: Any) -> TokenInfo:
     )
     assert created is not None
     return TokenInfo(row.token_id, row.name, row.role, row.prefix, created, expires, revoked, last_used)
+
+
+def _text(of: bytes | None = None) -> str:
+    """A token's text, of at least 38 bytes, by default random ones."""
+    digits = (of or secrets.token_bytes(38)).hex()
+    return f"tuner_{digits[:12]}_{digits[12:76]}"
+
+
+def _id(text: str) -> str:
+    return text.split("_")[1]
 
 
 def _digest(text: str) -> str:

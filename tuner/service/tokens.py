@@ -8,11 +8,12 @@ from typing import Annotated, Literal, cast
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from tuner.service.auth import TokenInfo, Tokens
+from tuner.service.auth import TokenInfo, TokenRequest, Tokens
 from tuner.service.identity import Role, needs
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
 from tuner.service.problems import responses
 from tuner.service.schemas import NAME
+from tuner.service.trials import Key
 
 __all__ = ["add_tokens"]
 
@@ -73,11 +74,16 @@ def _tokens(request: Request) -> Tokens:
 TokensOf = Annotated[Tokens, Depends(_tokens)]
 
 
-@router.post("", status_code=201, responses=responses())
-def create_token(wanted: NewToken, tokens: TokensOf) -> MadeToken:
-    """Make a token. This answer is the only place where it can be read."""
+@router.post("", status_code=201, responses=responses(409))
+def create_token(wanted: NewToken, request: Request, tokens: TokensOf, key: Key = None) -> MadeToken:
+    """Make a token. This answer is the only place where it can be read; the same request again gets the same."""
+    credential = request.headers.get("authorization") or request.headers.get("cookie", "")
     text, info = tokens.create(
-        wanted.name, Role[wanted.role.upper()], prefix=wanted.prefix, expires_in=wanted.expires_in_seconds
+        wanted.name,
+        Role[wanted.role.upper()],
+        prefix=wanted.prefix,
+        expires_in=wanted.expires_in_seconds,
+        request=None if key is None else TokenRequest(credential, key),
     )
     return MadeToken(token=text, **_view(info).model_dump())
 

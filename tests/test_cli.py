@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sqlite3
 import time
 import urllib.request
@@ -17,7 +16,7 @@ from typing import Any
 
 import optuna
 import pytest
-from command import STUDY, Program, Tuner
+from command import STUDY, Program, Tuner, run
 from optuna.trial import TrialState
 
 from tuner.cli import app, storage_app
@@ -362,23 +361,19 @@ def test_what_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(tmp_pat
 
 
 def test_dashboard_serves_the_database(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     optuna.create_study(study_name="there", storage=f"sqlite:///{tmp_path}/tuner.db")
-    process = Program("dashboard", "--port", str(port), folder=tmp_path, session=True)
+    process = Program("dashboard", "--port", "0", folder=tmp_path, session=True)
     try:
-        for _ in range(200):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies") as answer:
-                    names = [study["study_name"] for study in json.load(answer)["study_summaries"]]
-                break
-            except OSError:
-                time.sleep(0.1)
+        line = process.stdout.readline()  # which is there once it listens
+        found = re.fullmatch(r"optuna-dashboard on (http://127\.0\.0\.1:(\d+)/) \(Ctrl-C ends it\)\n", line)
+        assert found is not None, line
+        with urllib.request.urlopen(f"{found[1]}api/studies") as answer:
+            names = [study["study_name"] for study in json.load(answer)["study_summaries"]]
         assert names == ["there"]
-        second = Program("dashboard", "--port", str(port), folder=tmp_path, session=True)
-        _, err = second.communicate(timeout=30)
+        second = run("dashboard", "--port", found[2], folder=tmp_path)
         assert second.returncode == 1
-        assert f"error: cannot listen on 127.0.0.1:{port}" in err
+        assert f"error: cannot listen on 127.0.0.1:{found[2]}" in second.stderr
+        assert "Ctrl-C" not in second.stdout
     finally:
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=30)

@@ -50,6 +50,7 @@ def run_script(folder: Path) -> subprocess.CompletedProcess[str]:
     return run(folder=folder, script="script.py", timeout=240)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_trials_that_kill_their_workers_fail_and_all_others_complete(tmp_path: Path) -> None:
     install(tmp_path, "deadly", PACKAGE, SCRIPT)
@@ -127,6 +128,7 @@ if __name__ == "__mp_main__":  # a worker process imports this before it greets
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_worker_killed_while_it_starts_is_replaced(tmp_path: Path) -> None:
     script = START_SCRIPT.replace("DEATHS", "2") + SCRIPT.replace("workers=2", "workers=1").replace(

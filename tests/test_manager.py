@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from tuner import ComparisonDefinition, StudyDefinition, StudyManager, TunerErro
 from tuner.ask_tell import Answer, Reply
 from tuner.errors import ConflictError, DefinitionError, MissingDependencyError, NotFoundError, StorageError
 from tuner.ledger import StudyState
-from tuner.trial_run import Outcome, run_trial
+from tuner.trial_run import Failures, Outcome, run_trial
 
 BRANIN = {
     "name": "b",
@@ -130,6 +131,18 @@ def test_too_many_errors_in_a_row_stop_the_study_with_the_reason(sqlite_url: str
         with pytest.raises(TunerError, match=r"c: stopped, as 5 trials in a row failed; .*no such file"):
             manager.run(curve_study(budget={"trials": 50}), curve)
         assert len(manager.load("c").trials) == 5
+
+
+def test_a_trial_that_was_given_back_among_them_does_not_begin_the_count_anew() -> None:
+    failures = Failures()
+    failed = Outcome("s", 3, TrialState.FAIL, failure="KeyError", is_error=True)
+    other, given_back = dataclasses.replace(failed, study="t"), Outcome("s", 4, None)
+    assert [failures.count(o) for o in (failed, failed, other, given_back, failed, failed)] == [None] * 6
+    assert (
+        failures.count(failed) == "s: stopped, as 5 trials in a row failed; the last (trial 3) with KeyError"
+    )
+    assert failures.count(Outcome("s", 5, TrialState.FAIL, failure="diverged")) is None
+    assert failures.count(failed) is None
 
 
 class Odd(Curve):

@@ -29,7 +29,6 @@ from objectives.epoch import Objective
 from tuner.ask_tell import AskTell
 from tuner.errors import StorageError, TunerError
 from tuner.executors import (
-    FAILURES_IN_A_ROW,
     GOES_ON,
     Losses,
     OpenPool,
@@ -47,7 +46,7 @@ from tuner.ledger import Ledger
 from tuner.runs import Runs, short
 from tuner.storage import patiently
 from tuner.termination import Terminated, interruptions_held, is_ending, terminations_raised, wait_for
-from tuner.trial_run import Function, Outcome, run_trial
+from tuner.trial_run import Failures, Function, Outcome, run_trial
 
 __all__ = ["OpenStudy", "run_studies"]
 
@@ -275,7 +274,7 @@ class _Pools:
                 alone.restart()
                 for outcome in failed:
                     self._deaths.reset()
-                    alone.count(outcome.study, outcome)
+                    alone.count(outcome)
                     self.on_outcome(outcome)
                 left -= broken.ended + len(failed)
 
@@ -374,7 +373,7 @@ class _Turns:
         self._waiting = deque(names)
         self._per_study = per_study
         self._running = dict.fromkeys(names, 0)
-        self._failures = dict.fromkeys(names, 0)
+        self._failures = Failures()
         self._full: set[str] = set()
         self._stopped: dict[str, str] = {}
 
@@ -396,17 +395,15 @@ class _Turns:
             return
         if outcome.state is None:  # given back, or its lease lost: there may be something to run again
             self._full.discard(name)
-        self.count(name, outcome)
+        self.count(outcome)
 
-    def count(self, name: str, outcome: Outcome) -> None:
+    def count(self, outcome: Outcome) -> None:
         """Count failures in a row: too many stop the study."""
-        self._failures[name] = self._failures[name] + 1 if outcome.is_error else 0
-        if self._failures[name] >= FAILURES_IN_A_ROW:
+        name = outcome.study
+        if (reason := self._failures.count(outcome)) is not None:
             self._full.add(name)
             self._stopped[name] = (
-                f"{name}: stopped, as {FAILURES_IN_A_ROW} trials in a row failed; "
-                f"the last (trial {outcome.number}) with {outcome.failure} "
-                f"(traceback: tuner trials {name} --last 1 --format json; they count in the budget: "
+                f"{reason} (traceback: tuner trials {name} --last 1 --format json; they count in the budget: "
                 "begin afresh under another name)"
             )
 

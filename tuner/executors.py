@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHECK_SECONDS",
-    "FAILURES_IN_A_ROW",
     "GOES_ON",
     "Losses",
     "OpenPool",
@@ -89,9 +88,6 @@ LEAVE_SECONDS = 20.0
 
 CHECK_SECONDS = 5.0
 """How often, while there is no news, a pool is asked whether any can come."""
-
-FAILURES_IN_A_ROW = 5
-"""So many trials of a study in a row that end in an exception stop it: the next would too."""
 
 LOST_IN_A_ROW = 10
 """So often in a row workers may die without a single trial's end."""
@@ -166,6 +162,7 @@ def submit(
     pool: Pool, running: dict[Future[Any], str], name: str, task: Callable[..., Any], *arguments: object
 ) -> Future[Any]:
     """Submit a task and note it in `running`, with no Ctrl-C in between: a task nobody knows of is not waited for."""
+    raise_held()  # processes that were told to end with this one take no task any more
     try:
         with _sigint_held():
             future = pool.executor.submit(task, *arguments)

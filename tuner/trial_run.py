@@ -10,6 +10,7 @@ import contextlib
 import math
 import reprlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
@@ -40,13 +41,16 @@ from tuner.termination import interruptible
 from tuner.training import NoNumberError, TrainingError, planned_epochs
 from tuner.worker_side import WorkerSide
 
-__all__ = ["Function", "Outcome", "closing_attrs", "run_leased", "run_trial"]
+__all__ = ["FAILURES_IN_A_ROW", "Failures", "Function", "Outcome", "closing_attrs", "run_leased", "run_trial"]
 
 NOT_ITS_FAULT = (
     *(LeaseLostError, StorageError, AccessDeniedError, NotOfferedError),
     optuna.exceptions.StorageInternalError,
 )
 """What a function may raise without having failed: it could not report, or its study is another."""
+
+FAILURES_IN_A_ROW = 5
+"""So many trials of a study in a row that end in an exception stop it: the next would too."""
 
 Function: TypeAlias = Callable[[optuna.Trial], Values]
 """A plain Optuna objective: suggests, trains, reports if it likes, returns the value, or one for each objective."""
@@ -79,6 +83,25 @@ class Outcome:
         """Without the exception, which may not survive the way to another process."""
         told = (self.study, self.number, self.state, self.values, self.epochs, self.failure, self.is_error)
         return Outcome, told
+
+
+@dataclass(slots=True)
+class Failures:
+    """Counts, by study, the trials in a row that ended in an exception."""
+
+    _in_a_row: Counter[str] = field(default_factory=Counter)
+
+    def count(self, outcome: Outcome) -> str | None:
+        """Why the study is to stop, where there are too many by now. One that was given back has not ended."""
+        if outcome.state is None:
+            return None
+        self._in_a_row[outcome.study] = self._in_a_row[outcome.study] + 1 if outcome.is_error else 0
+        if self._in_a_row[outcome.study] < FAILURES_IN_A_ROW:
+            return None
+        return (
+            f"{outcome.study}: stopped, as {FAILURES_IN_A_ROW} trials in a row failed; "
+            f"the last (trial {outcome.number}) with {outcome.failure}"
+        )
 
 
 def run_trial(

@@ -90,6 +90,7 @@ def test_a_run_goes_on_by_itself_after_a_crash_of_the_server(
     assert manager.ask_tell("s").open_leases() == []
 
 
+@pytest.mark.long
 def test_a_server_that_stays_away_is_an_error_in_words_and_its_trials_are_handed_out_later(
     crashing: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -915,7 +915,7 @@ def _ask_some(url: str, rounds: int) -> list[int]:
     return numbers
 
 
-@pytest.mark.parametrize("kind", ["threads", "processes"])
+@pytest.mark.parametrize("kind", ["threads", pytest.param("processes", marks=pytest.mark.long)])
 def test_many_askers_get_each_trial_once_and_the_budget_exactly(url: str, kind: str) -> None:
     grid = {
         "name": "grid",

@@ -495,6 +495,7 @@ def found_the_well(everywhere, seed, inside, trials):
     return study.best_value < -0.5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_looking_everywhere_protects_where_zooming_must_lose():
     """A wide bowl, and far off on its slope a narrow well of 0.6 % of the range that is deeper.

@@ -115,7 +115,11 @@ def test_nothing_lower_is_found_by_descent_from_random_points(landscape):
     assert min(found) >= landscape.optimum.value - 1e-12
 
 
-@pytest.mark.parametrize("landscape", [branin, saddle, rosenbrock, noisy_quadratic], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "landscape",
+    [branin, saddle, pytest.param(rosenbrock, marks=pytest.mark.long), noisy_quadratic],
+    ids=lambda f: f.name,
+)
 def test_descent_finds_all_minima_and_no_others_where_all_are_global(landscape):
     low, high = bounds_of(landscape)
     ends = np.array([descend(landscape, x, gtol=1e-8, ftol=0).x for x in sample(landscape, 60, seed=6)])

@@ -212,7 +212,7 @@ def test_infinite_values_make_infinite_ends_only_where_they_must() -> None:
     assert median_difference(first, second).value == -0.5
 
 
-@pytest.mark.parametrize("n", [8, 12, 20])
+@pytest.mark.parametrize("n", [8, 12, pytest.param(20, marks=pytest.mark.long)])
 @pytest.mark.parametrize("law", ["normal", "exponential"])
 def test_intervals_cover_the_true_median(n: int, law: str) -> None:
     rng = np.random.default_rng(n)

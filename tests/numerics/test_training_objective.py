@@ -574,6 +574,7 @@ def test_training_leaves_the_data_alone():
     np.testing.assert_array_equal(load_digits().X, before)
 
 
+@pytest.mark.long
 def test_results_do_not_depend_on_workers_or_threads():
     """The same alone, in threads of a process with one BLAS thread, and in processes however many it has."""
     params = {"epochs": 2, "hidden_units": 300, "layers": 2, "batch_size": 256}

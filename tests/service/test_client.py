@@ -418,6 +418,7 @@ def test_what_a_person_does_with_a_study(client: Client) -> None:
     assert [status.name for status in client.studies()] == ["bowl"]
 
 
+@pytest.mark.long
 def test_a_study_moves_to_another_service(client: Client, tmp_path: Path) -> None:
     study = client.create(definition())
     study.optimize(function, n_trials=12, catch=ArithmeticError)

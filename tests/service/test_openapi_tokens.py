@@ -18,6 +18,7 @@ from tuner.service.identity import Role
 from tuner.service.serve import Settings, service
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_tokens_keep_what_their_document_promises(sqlite_url: str) -> None:
     failures, statuses = [], Counter[int]()

@@ -361,6 +361,7 @@ def test_over_http_an_admin_makes_lists_and_revokes_tokens(start: Callable[..., 
         assert {"/v1/tokens", "/v1/tokens/{token_id}", "/v1/studies"} <= set(paths)
 
 
+@pytest.mark.long
 def test_tokens_by_the_command_line(start: Callable[..., Running], tmp_path: Path) -> None:
     absent = run("token", "list", folder=tmp_path)
     assert absent.returncode == 2

@@ -153,6 +153,7 @@ def test_a_worker_gives_the_values_of_a_local_run(
     assert [outcome.number for outcome in outcomes] == list(range(len(remote)))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_processes_that_never_see_a_database_end_all_studies(tmp_path: Path, served: Served) -> None:
     for name in ("one", "two"):
@@ -171,6 +172,7 @@ def test_processes_that_never_see_a_database_end_all_studies(tmp_path: Path, ser
     assert served.manager.ask_tell("functions").spent().trials == 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_a_killed_worker_had_done_is_not_done_again(
     tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
@@ -306,6 +308,7 @@ def test_a_process_that_dies_is_replaced(
     assert len(outcomes) == 4
 
 
+@pytest.mark.long
 def test_a_network_that_swallows_answers_changes_no_trial(tmp_path: Path, served: Served) -> None:
     wanted = definition()
     served.manager.create(wanted)
@@ -510,6 +513,7 @@ def test_a_person_adjusts_and_stops_what_a_worker_trains(tmp_path: Path, served:
     assert trial.user_attrs["stopped"] == "by admin"
 
 
+@pytest.mark.long
 def test_a_worker_waits_out_a_service_that_is_away(tmp_path: Path, served: Served) -> None:
     served.manager.create(definition(fixed={"pause": 0.01, "epochs": 20}))
     worker = start(tmp_path, served.url, "threads", "3")
@@ -525,6 +529,7 @@ def test_a_worker_waits_out_a_service_that_is_away(tmp_path: Path, served: Serve
     assert spent == Spent(trials=12, ended=12, epochs=reported, seconds=spent.seconds)
 
 
+@pytest.mark.long
 def test_a_service_that_is_away_is_said_once_and_so_is_its_return(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,6 @@ import threading
 import time
 import traceback
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass, field
@@ -36,7 +35,6 @@ from tuner.definition import ComparisonDefinition
 from tuner.errors import DefinitionError, LeaseLostError, NotFoundError, ServiceUnavailableError, TunerError
 from tuner.executors import (
     CHECK_SECONDS,
-    FAILURES_IN_A_ROW,
     Losses,
     Pool,
     Where,
@@ -49,7 +47,7 @@ from tuner.executors import (
     submit_greeting,
 )
 from tuner.termination import Terminated, interruptions_held, is_ending, pause, terminations_raised, wait_for
-from tuner.trial_run import Outcome, run_leased
+from tuner.trial_run import Failures, Outcome, run_leased
 
 __all__ = ["WorkerSettings", "work"]
 
@@ -436,7 +434,7 @@ class _Loop:
     _is_idle: bool = False
     _news: str = ""
     _deaths: Losses = field(default_factory=Losses)
-    _failures: Counter[str] = field(default_factory=Counter)
+    _failures: Failures = field(default_factory=Failures)
 
     def run_in(self, pool: Pool) -> None:
         """Run trials in a pool until there is nothing to do, or the pool breaks."""
@@ -501,7 +499,8 @@ class _Loop:
         self._busy_at = time.monotonic()
         self._waiting.reset()
         self.on_outcome(turn.outcome)
-        self._count_failure(turn.outcome)
+        if (reason := self._failures.count(turn.outcome)) is not None:
+            raise TunerError(f"{reason} (they count in the budget)")
 
     def _wait_for_more(self, turn: _Turn) -> None:
         """There was no trial: ask again later, or end."""
@@ -516,14 +515,6 @@ class _Loop:
             turn.is_finished or (self.idle is not None and now - self._busy_at >= self.idle)
         ):
             self.goes_on = False
-
-    def _count_failure(self, outcome: Outcome) -> None:
-        self._failures[outcome.study] = self._failures[outcome.study] + 1 if outcome.is_error else 0
-        if self._failures[outcome.study] >= FAILURES_IN_A_ROW:
-            raise TunerError(
-                f"{outcome.study}: stopped, as {FAILURES_IN_A_ROW} trials in a row failed; "
-                f"the last (trial {outcome.number}) with {outcome.failure} (they count in the budget)"
-            )
 
     def _count_loss(self) -> None:
         self._deaths.count()

@@ -140,9 +140,7 @@ class Databases:
         """The address of a test's own database."""
         self._given += 1
         name = f"fresh_{self._given}"
-        if self._free:
-            assert self._server.rename(self._free.pop(), name)
-        else:
+        if not (self._free and self._server.rename(self._free.pop(), name)):
             self._server.create(name, self._template)
         yield self._server.url.format(database=name)
         left = f"left_{self._given}"

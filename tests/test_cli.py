@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sqlite3
+import threading
 import time
 import urllib.request
 from importlib.metadata import EntryPoint, entry_points
@@ -364,7 +365,9 @@ def test_dashboard_serves_the_database(tmp_path: Path) -> None:
     optuna.create_study(study_name="there", storage=f"sqlite:///{tmp_path}/tuner.db")
     process = Program("dashboard", "--port", "0", folder=tmp_path, session=True)
     try:
+        (late := threading.Timer(60.0, process.kill)).start()
         line = process.stdout.readline()  # which is there once it listens
+        late.cancel()
         found = re.fullmatch(r"optuna-dashboard on (http://127\.0\.0\.1:(\d+)/) \(Ctrl-C ends it\)\n", line)
         assert found is not None, line
         with urllib.request.urlopen(f"{found[1]}api/studies") as answer:

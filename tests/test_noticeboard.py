@@ -100,8 +100,10 @@ class Slowly:
 begun = threading.Event()
 sys.meta_path.insert(0, Slowly())
 threading.Thread(target=lambda: __import__("pandas")).start()
-begun.wait()
+begun.wait(30)
 print(graph_objects().Figure({"data": [{"type": "scatter", "hoverinfo": "text"}]}).data[0].hoverinfo)
 """
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout == "text\n", done.stderr

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future
 from types import FrameType
+from typing import Any
 
 import pytest
 
+import tuner.termination
 from tuner.termination import Terminated, interruptions_held, pause, raise_held, terminations_raised, wait_for
 
 
@@ -53,17 +55,20 @@ def test_what_is_held_is_raised_where_there_is_a_point_to_stop_at() -> None:
 
 
 @pytest.mark.parametrize(
-    "point",
+    "wait",
     [
-        lambda: pause(60.0),
-        lambda: wait_for([Future()]),
-        lambda: wait_for([Future()], 60.0, FIRST_COMPLETED),
+        lambda: pause(30.0),
+        lambda: wait_for([Future()], 30.0),
+        lambda: wait_for([Future()], 30.0, FIRST_COMPLETED),
     ],
 )
-def test_waiting_is_such_a_point(point: Callable[[], object]) -> None:
-    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+def test_waiting_is_such_a_point(wait: Callable[[], object]) -> None:
+    reached = []
     with stopped(), interruptions_held():
-        point()
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+        wait()
+        reached.append("after waiting")
+    assert reached == []
 
 
 def test_so_is_the_end_of_the_block() -> None:
@@ -76,25 +81,72 @@ def test_so_is_the_end_of_the_block() -> None:
     assert reached == ["the end"]
 
 
-def test_a_second_ctrl_c_does_not_wait() -> None:
+def test_another_ctrl_c_does_not_wait_where_something_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     reached = []
     with stopped(), interruptions_held():
         send(signal.SIGINT)
-        reached.append("after the first")
         send(signal.SIGINT)
-        reached.append("after the second")
-    assert reached == ["after the first"]
+        reached.append("after an echo")
+        monkeypatch.setattr(tuner.termination, "ECHO_SECONDS", 0.0)
+        send(signal.SIGINT)
+        reached.append("after another")
+    assert reached == ["after an echo"]
 
 
-def test_a_closed_terminals_second_signal_is_no_more_news_than_the_first() -> None:
+def test_where_the_other_one_is_lost_it_is_still_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner.termination, "ECHO_SECONDS", 0.0)
+    reached = []
+    with stopped(), interruptions_held():
+        send(signal.SIGINT)
+        with contextlib.suppress(KeyboardInterrupt):
+            send(signal.SIGINT)
+        reached.append("after both")
+        raise_held()
+        reached.append("after the point")
+    assert reached == ["after both"]
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_in_a_hurry_has_the_word(first: signal.Signals) -> None:
     reached = []
     with stopped(SystemExit) as ended, terminations_raised(), interruptions_held():
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-            send(number)
+        send(first)
+        send(signal.SIGINT if first is signal.SIGTERM else signal.SIGTERM)
+        send(signal.SIGTERM)
         reached.append("after all")
         raise_held()
     assert ended.value.args == (128 + signal.SIGTERM,)
     assert reached == ["after all"]
+
+
+def test_a_signal_that_means_something_else_takes_no_other_away() -> None:
+    heard: list[int] = []
+    signal.signal(signal.SIGHUP, lambda number, _frame: heard.append(number))
+    try:
+        with stopped(), interruptions_held():
+            send(signal.SIGINT)
+            send(signal.SIGHUP)
+            raise_held()
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    assert heard == [signal.SIGHUP]
+
+
+def test_ctrl_c_while_handlers_are_put_back_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_back, sent = signal.signal, []
+
+    def interrupted(number: int, handler: Any) -> Any:
+        before = put_back(number, handler)
+        if handler is signal.default_int_handler and not sent:
+            sent.append(number)
+            send(signal.SIGINT)
+        return before
+
+    with stopped(), monkeypatch.context() as patch, interruptions_held():
+        patch.setattr(signal, "signal", interrupted)
+    assert sent
+    with interruptions_held():  # which begins anew
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
 
 
 def test_a_handler_that_raises_nothing_does_not_stop_a_loop() -> None:

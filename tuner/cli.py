@@ -9,16 +9,13 @@ import dataclasses
 import json
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
 import typer
@@ -809,34 +806,13 @@ def dashboard(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
 ) -> None:
     """Open optuna-dashboard on the database. Ctrl-C ends it."""
-    from optuna_dashboard import wsgi  # noqa: PLC0415 - half a second that no other command should wait
+    from tuner.stock_dashboard import listening  # noqa: PLC0415 - half a second that no other command should wait
 
     _existing(storage).close()
-    try:
-        server = make_server(host, port, wsgi(cached(open_storage(storage))), _Server, _Handler)
-    except OSError as error:
-        raise TunerError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    shown = f"[{host}]" if ":" in host else host
-    out.print(f"optuna-dashboard on http://{shown}:{server.server_port}/ (Ctrl-C ends it)")
-    with server:
+    with listening(cached(open_storage(storage)), host, port) as server:
+        shown = f"[{host}]" if ":" in host else host
+        _say(f"optuna-dashboard on http://{shown}:{server.server_port}/ (Ctrl-C ends it)")
         server.serve_forever()
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """Answers each request in a thread, as a page asks for several things at once."""
-
-    daemon_threads = True
-
-    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, handler)
-
-
-class _Handler(WSGIRequestHandler):
-    """Logs no requests."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
 
 
 @app.command(

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = [
     "Terminated",
@@ -118,57 +118,76 @@ class _Raise:
             raise Terminated(number)
 
 
-class _Held:
-    """The handlers of signals, with what came and waits for a point to stop at."""
+class _Hold:
+    """What is held back in the main thread, whose handlers are the whole process's."""
 
     def __init__(self) -> None:
-        known = {number: signal.getsignal(number) for number in (signal.SIGINT, *_signals())}
-        self._handlers = {number: handler for number, handler in known.items() if callable(handler)}
-        self._came: tuple[int, FrameType | None] | None = None
+        self.depth = 0
+        self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._came: dict[int, FrameType | None] = {}
+        self._pressed = float("-inf")
 
     def begin(self) -> None:
-        for number in self._handlers:
-            signal.signal(number, self._note)
+        """Note signals from now on, where they would do something."""
+        self._handlers = {}
+        for number in (signal.SIGINT, *_signals()):
+            if callable(handler := signal.getsignal(number)):
+                self._handlers[number] = handler
+                signal.signal(number, self._note)
 
     def end(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        is_second, self._came = self._came is not None, (number, frame)
-        if is_second and number == signal.SIGINT:
-            self.handle()
+        """Let signals do again what they did before, and do now what those that were noted are to do."""
+        left, raised = dict(self._handlers), None
+        while left:
+            try:
+                for number, handler in list(left.items()):
+                    signal.signal(number, handler)
+                    del left[number]
+            except BaseException as error:  # noqa: BLE001 - of a handler that is back already
+                raised = error
+        if raised is not None:
+            self._came.clear()
+            raise raised
+        self.handle()
 
     def handle(self) -> None:
-        """Do what is to be done about a signal that came; it may raise."""
-        came, self._came = self._came, None
-        if came is not None:
-            self._handlers[signal.Signals(came[0])](*came)
+        """Do what those that were noted are to do; where one raises, it speaks for the others."""
+        came, self._came = self._came, {}
+        for number in sorted(came, key=lambda number: number == signal.SIGINT):  # the others are in a hurry
+            self._handlers[number](number, came[number])
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        is_again = number in self._came and time.monotonic() - self._pressed > ECHO_SECONDS
+        if number not in self._came:
+            self._pressed = time.monotonic()
+        self._came[number] = frame
+        if is_again and number == signal.SIGINT:
+            self._handlers[number](number, frame)
 
 
-_held: list[_Held] = []
-"""Those that hold signals back, in their order: handlers belong to the whole process, and run in its main thread."""
+_hold = _Hold()
 
 
 @contextlib.contextmanager
 def interruptions_held() -> Iterator[None]:
-    """Hold Ctrl-C and the other signals back until `raise_held`, or to the block's end.
+    """Hold Ctrl-C and the other signals back until `raise_held`, or to the end of the outermost such block.
 
-    A second Ctrl-C does not wait: something may hang. Elsewhere than in the main thread, where none are raised, this
-    does nothing.
+    Where that does not come for `ECHO_SECONDS`, as something hangs, another Ctrl-C is raised at once. Elsewhere than in
+    the main thread, where none are raised, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held = _Held()
-    _held.append(held)
-    held.begin()
+    depth = _hold.depth
     try:
+        _hold.depth = depth + 1
+        if not depth:
+            _hold.begin()
         yield
     finally:
-        held.end()
-        _held.remove(held)
-        held.handle()
+        _hold.depth = depth
+        if not depth:
+            _hold.end()
 
 
 def raise_held() -> None:
@@ -178,8 +197,8 @@ def raise_held() -> None:
         KeyboardInterrupt: Ctrl-C came.
         Terminated: SIGTERM or SIGHUP came.
     """
-    if _held and threading.current_thread() is threading.main_thread():
-        _held[-1].handle()
+    if _hold.depth and threading.current_thread() is threading.main_thread():
+        _hold.handle()
 
 
 def pause(seconds: float) -> None:

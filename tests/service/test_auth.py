@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_the_same_request_gets_the_same_token(process: Callable[[], Tokens], clo
         text, info = tokens.create("gpu", Role.WORKER, prefix="a.", expires_in=0.1, request=request)
         return text, info.id
 
-    request = TokenRequest("Bearer tuner_1_2", "5f1c")
+    request = TokenRequest("tuner_1_2", "5f1c")
     here, elsewhere = process(), process()
     with ThreadPoolExecutor(4) as pool:
         found = set(pool.map(ask, [here, elsewhere] * 4))
@@ -104,6 +105,16 @@ def test_the_same_request_gets_the_same_token(process: Callable[[], Tokens], clo
         with pytest.raises(ConflictError, match="another token was asked for under this Idempotency-Key"):
             here.create(**other, request=request)  # type: ignore[arg-type]
     assert len(here.all()) == 1
+
+
+def test_nobody_finds_out_what_another_database_would_give(tokens: Tokens, tmp_path: Path) -> None:
+    request = TokenRequest("tuner_1_2", "5f1c")
+    other = open_storage(f"sqlite:///{tmp_path}/other.db")
+    with closing(other), closing(Tokens(other)) as there:
+        assert there.create("gpu", Role.WORKER, request=request) != tokens.create(
+            "gpu", Role.WORKER, request=request
+        )
+        assert [token.name for token in there.all()] == ["gpu"]  # its secret is not shown
 
 
 def test_another_request_gets_another_token(tokens: Tokens) -> None:

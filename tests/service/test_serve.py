@@ -326,7 +326,8 @@ def test_over_http_an_admin_makes_lists_and_revokes_tokens(start: Callable[..., 
         key = {"Idempotency-Key": "5f1c"}
         made = admin.post("/v1/tokens", json=wanted, headers=key)
         assert made.status_code == 201
-        again = admin.post("/v1/tokens", json=wanted, headers=key)
+        spaced = {"Authorization": f"bearer  {running.token}", "Cookie": "theme=dark"}
+        again = admin.post("/v1/tokens", json=wanted, headers={**key, **spaced})
         assert (again.status_code, again.json()) == (201, made.json())
         assert admin.post("/v1/tokens", json={**wanted, "role": "admin"}, headers=key).status_code == 422
         assert admin.post("/v1/tokens", json={**wanted, "name": "x"}, headers=key).status_code == 409

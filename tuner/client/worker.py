@@ -56,6 +56,9 @@ _log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.2
 """How often a worker looks, at most, whether it is to stop."""
 
+LOOK_TIMEOUT = 2.0
+"""So long it takes at most to see whether the service is there: Ctrl-C and SIGTERM wait for it."""
+
 PROBE_SECONDS = 1.0
 """A task that asks while there was nothing, and is not back after so many seconds, has found a trial."""
 
@@ -203,7 +206,7 @@ class _Watch:
 
     def __init__(self, settings: WorkerSettings, on_news: Callable[[str], None]) -> None:
         self._url, self._on_news = settings.url, on_news
-        self._transport = settings.transport(patience=0.0, timeout=CHECK_SECONDS)
+        self._transport = settings.transport(patience=0.0, timeout=LOOK_TIMEOUT)
         self._look_at = float("-inf")
         self.is_away = False
 

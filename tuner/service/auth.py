@@ -51,12 +51,16 @@ PROVIDED = "provided-"
 _LOCK = "SELECT pg_advisory_xact_lock(7462)"
 """Held by whoever makes tokens that are to be there once."""
 
+_SECRET = "of-requests"
+"""The id of a row that is no token: its digest is a secret, by which tokens are made that may be asked for again."""
+
 _TOKEN = re.compile(r"tuner_([0-9a-f]{12})_([0-9a-f]{64})")
 _LOGIN = re.compile(r"([0-9a-f]{12}-[0-9a-f]{12})_([0-9a-f]{64})")
 _KEPT = 1000
 
 _tokens = cast("sa.Table", TokenRow.__table__)
 _is_login = _tokens.c.token_id.contains("-")
+"""Or the secret: neither is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +90,10 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """A request for a token: the credential that came with it, and the id that it has at each try.
-
-    The token is derived from both, so that the same request gets the same one again, though nothing of it is kept but
-    its digest. Who does not have the credential cannot derive it.
-    """
+    """A request for a token: the token or log-in that its sender has shown, and the id that it has at each try."""
 
     credential: str
     request_id: str
-
-    def text(self) -> str:
-        """The token's text."""
-        said = f"a token for {self.request_id}".encode()
-        return _text(hmac.digest(self.credential.encode(), said, "sha512"))
 
 
 class Tokens:
@@ -141,7 +136,7 @@ class Tokens:
             role: what it may do.
             prefix: of the names of the studies that it is for; empty: all.
             expires_in: seconds; None: never.
-            request: that asks for it; the same again gets the same token.
+            request: that asks for it; the same again gets the same token, though it is over by then.
 
         Raises:
             DefinitionError: the name, the prefix or the time is not legal.
@@ -153,7 +148,7 @@ class Tokens:
                 return self._insert(session, _text(), name, role, prefix=prefix, expires_in=expires_in)
             if not self._database.is_sqlite:  # there, whoever writes is alone
                 session.execute(sa.text(_LOCK))
-            text = request.text()
+            text = _text(self._derived(session, request))
             row = session.execute(sa.select(_tokens).where(_tokens.c.token_id == _id(text))).first()
             if row is None:
                 return self._insert(session, text, name, role, prefix=prefix, expires_in=expires_in)
@@ -325,6 +320,22 @@ class Tokens:
         if text is not None and not hmac.compare_digest(row.digest, _digest(text)):
             return None
         return row
+
+    def _derived(self, session: Session, request: TokenRequest) -> bytes:
+        """The same bytes for the same request.
+
+        Two secrets make them: the sender's, which the database does not hold, and one of the database's own. So neither
+        who reads the database nor who has a credential that was revoked can find them out.
+        """
+        secret = session.scalar(sa.select(_tokens.c.digest).where(_tokens.c.token_id == _SECRET))
+        if secret is None:
+            secret = secrets.token_hex(32)
+            row = {"token_id": _SECRET, "digest": secret, "created_at": self._clock()}
+            session.execute(
+                sa.insert(_tokens).values({**row, "name": _SECRET, "role": "viewer", "prefix": ""})
+            )
+        said = f"{request.credential}\n{request.request_id}".encode()
+        return hmac.digest(bytes.fromhex(secret), said, "sha512")
 
     def _insert(
         self,

@@ -270,31 +270,32 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC:
-            who = await self._who(scope)
+            who, shown = await self._who(scope)
             if isinstance(who, str):
                 await self._turn_away(scope, receive, send, who)
                 return
-            identify(scope, who)
+            identify(scope, who, shown)
             scope["state"]["tuner_who"] = who.name
         await self._app(scope, receive, send)
 
-    async def _who(self, scope: Scope) -> Identity | str:
-        """Who asks, or why that is nobody."""
+    async def _who(self, scope: Scope) -> tuple[Identity | str, str]:
+        """Who asks, or why that is nobody; and the token or log-in that says so."""
         headers = Headers(scope=scope)
         if given := headers.getlist("authorization"):
-            kind, _, text = given[0].partition(" ")
+            kind, _, rest = given[0].partition(" ")
             if len(given) != 1 or kind.lower() != "bearer":
-                return "the header Authorization must be there once, and read: Bearer, a space, and a token"
-            found = await self._look_up(self._tokens.verify, text.strip())
-            if found is not None:
-                return found
-            return await self._threads.run(self._why_not, text.strip())
+                return (
+                    "the header Authorization must be there once, and read: Bearer, a space, and a token",
+                    "",
+                )
+            text = rest.strip()
+            found = await self._look_up(self._tokens.verify, text)
+            return (found, text) if found else (await self._threads.run(self._why_not, text), text)
         if login := login_of(scope):
             scope["state"]["by_cookie"] = True
-            return (
-                await self._look_up(self._tokens.verify_login, login) or "this log-in is over; log in again"
-            )
-        return "a token is needed, in the header Authorization: Bearer …"
+            who = await self._look_up(self._tokens.verify_login, login)
+            return who or "this log-in is over; log in again", login
+        return "a token is needed, in the header Authorization: Bearer …", ""
 
     async def _look_up(self, verify: Callable[[str], Identity | None], text: str) -> Identity | None:
         return self._tokens.remembered(text) or await self._threads.run(verify, text)

@@ -12,9 +12,10 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 
-__all__ = ["Identity", "Role", "identify", "identity", "needs"]
+__all__ = ["Identity", "Role", "credential", "identify", "identity", "needs"]
 
 _KEY = "tuner_identity"
+_SHOWN = "tuner_credential"
 
 
 class Role(IntEnum):
@@ -52,11 +53,12 @@ class Identity:
             raise HTTPException(403, f"this token is for studies whose names begin with {self.prefix!r} only")
 
 
-def identify(scope: MutableMapping[str, Any], who: Identity) -> None:
-    """Note in an ASGI scope who asks."""
+def identify(scope: MutableMapping[str, Any], who: Identity, shown: str = "") -> None:
+    """Note in an ASGI scope who asks, and the token or log-in that was shown for it."""
     state = scope.setdefault("state", {})
     assert isinstance(state, dict)
     state[_KEY] = who
+    state[_SHOWN] = shown
 
 
 def identity(request: Request) -> Identity:
@@ -69,6 +71,18 @@ def identity(request: Request) -> Identity:
     if not isinstance(found, Identity):
         raise HTTPException(401, "a token is needed", headers={"WWW-Authenticate": "Bearer"})
     return found
+
+
+def credential(request: Request) -> str:
+    """The token or log-in by which it was found out who asks.
+
+    Raises:
+        HTTPException: 401, nobody found out.
+    """
+    identity(request)
+    shown = request.scope["state"][_SHOWN]
+    assert isinstance(shown, str)
+    return shown
 
 
 def needs(role: Role) -> Callable[[Request], Awaitable[Identity]]:

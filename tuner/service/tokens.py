@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuner.service.auth import TokenInfo, TokenRequest, Tokens
-from tuner.service.identity import Role, needs
+from tuner.service.identity import Role, credential, needs
 from tuner.service.paging import PageSize, PageToken, next_token, start_of
 from tuner.service.problems import responses
 from tuner.service.schemas import NAME
@@ -76,14 +76,17 @@ TokensOf = Annotated[Tokens, Depends(_tokens)]
 
 @router.post("", status_code=201, responses=responses(409))
 def create_token(wanted: NewToken, request: Request, tokens: TokensOf, key: Key = None) -> MadeToken:
-    """Make a token. This answer is the only place where it can be read; the same request again gets the same."""
-    credential = request.headers.get("authorization") or request.headers.get("cookie", "")
+    """Make a token. This answer is the only place where it can be read.
+
+    The same request again, with the same Idempotency-Key and by the same token, gets the same answer, though the token
+    was revoked or has run out since.
+    """
     text, info = tokens.create(
         wanted.name,
         Role[wanted.role.upper()],
         prefix=wanted.prefix,
         expires_in=wanted.expires_in_seconds,
-        request=None if key is None else TokenRequest(credential, key),
+        request=None if key is None else TokenRequest(credential(request), key),
     )
     return MadeToken(token=text, **_view(info).model_dump())
 

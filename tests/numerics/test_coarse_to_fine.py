@@ -23,8 +23,9 @@ from tuner.samplers import (
 from tuner.samplers.axes import Axes
 from tuner.samplers.box import BLIND, Box, BoxLength, BoxRules, look, make_box
 from tuner.samplers.coarse_to_fine import stage_lengths
+from tuner.samplers.gaussian_process import warp
 from tuner.samplers.history import ActivityRules, History, TargetsThen
-from tuner.samplers.local_gp import EXPLANATION, ZoomOptions, milestone, select
+from tuner.samplers.local_gp import EXPLANATION, LOOKED_AT, ZoomOptions, looked_at, milestone, select
 from tuner.scales import from_unit, to_unit
 from tuner.space import Space
 
@@ -493,6 +494,43 @@ def found_the_well(everywhere, seed, inside, trials):
 
     study.optimize(objective, n_trials=trials)
     return study.best_value < -0.5
+
+
+def test_of_many_trials_the_best_and_some_from_all_over_are_looked_at():
+    values = np.random.default_rng(0).normal(size=5000)
+    np.testing.assert_array_equal(looked_at(values[:100], 100), np.arange(100))
+    some = looked_at(values, 100)
+    assert 50 < len(some) <= 100
+    assert np.all(np.diff(some) > 0)
+    assert set(np.argsort(values)[:50]) <= set(some)
+    others = np.setdiff1d(some, np.argsort(values)[:50])
+    assert np.diff(others).max() <= 2 * 5000 / 49
+
+
+def test_an_ask_looks_at_no_more_trials_than_it_did_before(monkeypatch):
+    def counted(values):
+        seen.append(len(values))
+        return warp(values)
+
+    seen = []
+    monkeypatch.setattr("tuner.samplers.local_gp.warp", counted)
+    study = optuna.create_study(sampler=CoarseToFineSampler(seed=0))
+    rng = np.random.default_rng(0)
+    known = [
+        create_trial(
+            params={"x": (x := rng.uniform(-5, 5)), "rate": 0.1},
+            distributions={name: MIXED[name] for name in ("x", "rate")},
+            value=x * x,
+        )
+        for _ in range(2 * LOOKED_AT)
+    ]
+    study.add_trials(known)
+    for _ in range(6):
+        trial = study.ask({name: MIXED[name] for name in ("x", "rate")})
+        study.tell(trial, trial.params["x"] ** 2)
+    assert seen
+    assert LOOKED_AT / 2 <= min(seen) <= max(seen) <= LOOKED_AT
+    assert study.best_value < 1e-3
 
 
 @pytest.mark.long

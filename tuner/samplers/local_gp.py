@@ -41,6 +41,9 @@ EXPLANATION = "coarse-to-fine"
 BOXES = "coarse-to-fine: boxes"
 """User attribute of the study: the boxes so far, each with the number of the first trial chosen in it."""
 
+LOOKED_AT = 2000
+"""Of more finished trials these are looked at, so that an ask takes no longer."""
+
 BOXES_KEPT = 200
 """So many of them: an attribute is read and written as a whole."""
 
@@ -260,12 +263,13 @@ class ModelZoom(BaseSampler):
 
     def _believe(self, length: float, first: int | None = None) -> Belief:
         """The model and the box after the `first` finished trials, by default all."""
-        places = np.flatnonzero(self._history.finished)[:first]
+        finished = np.flatnonzero(self._history.finished)[:first]
+        hyperparameters = self._hyperparameters(finished)
+        places = finished[looked_at(self._targets(finished), LOOKED_AT)]
         values, axes = self._targets(places), self.axes
         rows = self._history.rows[places]
         chosen = select(axes, rows, values, self.options.model_points)
         known = rows[chosen]
-        hyperparameters = self._hyperparameters(places, rows)
         model = GaussianProcess.condition(
             axes.features(known), axes.feature_axis, warp(values)[chosen], hyperparameters
         )
@@ -275,17 +279,19 @@ class ModelZoom(BaseSampler):
         return Belief(model, known[order], float(believed[order[0]]), box)
 
     def _is_noisy(self) -> bool:
-        places = np.flatnonzero(self._history.finished)
-        hyperparameters = self._hyperparameters(places, self._history.rows[places])
+        hyperparameters = self._hyperparameters(np.flatnonzero(self._history.finished))
         return hyperparameters.noise > self.options.noise_limit
 
-    def _hyperparameters(self, places: NDArray[np.intp], rows: Floats) -> Hyperparameters:
+    def _hyperparameters(self, places: NDArray[np.intp]) -> Hyperparameters:
         """Fitted to the first of the trials, as many as the last milestone says: the same after a restart."""
         first = milestone(len(places))
         key = self._history.numbers[places[max(0, first - 1000) : first]].tobytes()
         if key not in self._fitted:
-            values = self._targets(places[:first])  # of those alone: a later median would be another
-            chosen = select(self.axes, rows[:first], values, self.options.model_points)
+            seen = places[:first]  # of those alone: a later median would be another
+            seen = seen[looked_at(self._targets(seen), LOOKED_AT)]
+            values = self._targets(seen)
+            rows = self._history.rows[seen]
+            chosen = select(self.axes, rows, values, self.options.model_points)
             features, targets = self.axes.features(rows[chosen]), warp(values)[chosen]
             self._fitted = {key: fit(features, self.axes.feature_axis, targets, self.options.prior)}
         return self._fitted[key]
@@ -414,6 +420,15 @@ def milestone(finished: int) -> int:
     while following <= finished:
         last, following = following, following + max(1, following // 12)
     return last
+
+
+def looked_at(values: Floats, count: int) -> NDArray[np.intp]:
+    """Which of many trials are looked at, ascending: the best and some from all over, about half of `count` each."""
+    if len(values) <= count:
+        return np.arange(len(values))
+    best = np.argpartition(values, count // 2)[: count // 2]
+    others = np.linspace(0, len(values) - 1, count // 2).astype(np.intp)
+    return np.union1d(best, others)
 
 
 def select(axes: Axes, rows: Floats, values: Floats, count: int) -> NDArray[np.intp]:

@@ -41,7 +41,7 @@ EXPLANATION = "coarse-to-fine"
 BOXES = "coarse-to-fine: boxes"
 """User attribute of the study: the boxes so far, each with the number of the first trial chosen in it."""
 
-LOOKED_AT = 2000
+LOOKED_AT = 1000
 """Of more finished trials these are looked at, so that an ask takes no longer."""
 
 BOXES_KEPT = 200
@@ -426,9 +426,10 @@ def looked_at(values: Floats, count: int) -> NDArray[np.intp]:
     """Which of many trials are looked at, ascending: the best and some from all over, about half of `count` each."""
     if len(values) <= count:
         return np.arange(len(values))
-    best = np.argpartition(values, count // 2)[: count // 2]
-    others = np.linspace(0, len(values) - 1, count // 2).astype(np.intp)
-    return np.union1d(best, others)
+    is_one = np.zeros(len(values), dtype=np.bool_)
+    is_one[np.argpartition(values, count // 2)[: count // 2]] = True
+    is_one[np.linspace(0, len(values) - 1, count // 2).astype(np.intp)] = True
+    return np.flatnonzero(is_one)
 
 
 def select(axes: Axes, rows: Floats, values: Floats, count: int) -> NDArray[np.intp]:

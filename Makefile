@@ -22,9 +22,9 @@ check: $(VENV)/installed-test  ## ruff, format, types, layers, tests
 types: $(VENV)/installed-test
 	$(BIN)/mypy
 
-# three tests at once on two cores, as some of them wait
+# four tests at once on two cores, as some of them wait
 tests: $(VENV)/installed-test
-	$(BIN)/pytest -n $(or $(JOBS),3) --dist worksteal
+	$(BIN)/pytest -n $(or $(JOBS),4) --dist worksteal
 
 test-docker: $(VENV)/installed-test  ## image, containers and accidents, on a real Docker engine
 	$(BIN)/pytest tests/docker

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -148,11 +149,12 @@ def postgresql_server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def postgresql_databases(postgresql_server: Server) -> Databases:
+def postgresql_databases(postgresql_server: Server) -> Iterator[Databases]:
     """Databases with their tables, on the server."""
     postgresql_server.create("with_tables")
     open_storage(postgresql_server.url.format(database="with_tables")).close()
-    return Databases(postgresql_server, "with_tables")
+    with closing(Databases(postgresql_server, "with_tables")) as databases:
+        yield databases
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import shutil
@@ -87,18 +88,6 @@ class Server:
         with self.connect() as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
-    def rename(self, name: str, to: str) -> bool:
-        """Give a database another name, and cut the connections to it; whether nobody was quick enough to come back."""
-        import psycopg
-
-        with self.connect() as connection:
-            connection.execute(DISCONNECT, [name])
-            try:
-                connection.execute(f"ALTER DATABASE {name} RENAME TO {to}")
-            except psycopg.errors.ObjectInUse:
-                return False
-        return True
-
     def require_password(self) -> None:
         """From now on, let nobody in without the password."""
         Path(self.folder, "data", "pg_hba.conf").write_text("local all all scram-sha-256\n")
@@ -119,14 +108,15 @@ class Databases:
     """Fresh databases with tables, copies of `template`.
 
     One that a test has left is emptied for the next, which costs a tenth of what a copy does, unless it has grown, or
-    its tables are no longer what they were: then it is dropped. It gets another name for each test: what one has left
+    its tables are no longer what they were: then it is dropped. It gets another name each time: what a test has left
     running would find its way back to the name, and work on in the midst of the next one.
     """
 
     def __init__(self, server: Server, template: str) -> None:
         self._server, self._template = server, template
         self._free: list[str] = []
-        self._given = 0
+        self._names = (f"fresh_{number}" for number in itertools.count(1))
+        self._connection = server.connect()
         with server.connect(template) as connection:
             tables = {
                 table: connection.execute(f"TABLE {table}").fetchall() for (table,) in _tables(connection)
@@ -135,21 +125,35 @@ class Databases:
             self._emptied = sorted(tables.keys() - self._kept.keys())
             self._shape = connection.execute(SHAPE).fetchall()
 
+    def close(self) -> None:
+        """End the connection by which databases are renamed."""
+        self._connection.close()
+
     @contextmanager
     def fresh(self) -> Iterator[str]:
         """The address of a test's own database."""
-        self._given += 1
-        name = f"fresh_{self._given}"
-        if not (self._free and self._server.rename(self._free.pop(), name)):
-            self._server.create(name, self._template)
-        yield self._server.url.format(database=name)
-        left = f"left_{self._given}"
-        if not self._server.rename(name, left):
-            self._server.drop(name)
-        elif self._is_as_before(left):
-            self._free.append(left)
+        if self._free:
+            name = self._free.pop()
         else:
-            self._server.drop(left)
+            self._server.create(name := next(self._names), self._template)
+        yield self._server.url.format(database=name)
+        if self._rename(name, later := next(self._names)):
+            name = later
+            if self._is_as_before(name):
+                self._free.append(name)
+                return
+        self._server.drop(name)
+
+    def _rename(self, name: str, to: str) -> bool:
+        """Cut the connections to a database, and rename it; whether nobody was quick enough to come back."""
+        import psycopg
+
+        self._connection.execute(DISCONNECT, [name])
+        try:
+            self._connection.execute(f"ALTER DATABASE {name} RENAME TO {to}")
+        except psycopg.errors.ObjectInUse:
+            return False
+        return True
 
     def _is_as_before(self, name: str) -> bool:
         """Empty its tables, and see whether that is all there is to do."""

@@ -23,6 +23,7 @@ DOCUMENT = {
 }
 
 
+@pytest.mark.long
 def test_the_front_is_drawn(open_page, tmp_path):
     url = f"sqlite:///{tmp_path}/tuner.db"
     with StudyManager(url) as manager:

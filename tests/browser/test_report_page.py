@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ DEVICES = {
     "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
 }
 PALETTES = {"light": LIGHT, "dark": DARK}
+SHORT = {("desktop", "light"), ("phone", "dark")}
+"""The views that the short tests look at."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,10 @@ def view_report(open_page, report, device, scheme):
 
 @pytest.fixture(
     scope="module",
-    params=[(device, scheme) for device in DEVICES for scheme in PALETTES],
+    params=[
+        pytest.param(view, marks=[] if view in SHORT else pytest.mark.long)
+        for view in itertools.product(DEVICES, PALETTES)
+    ],
     ids="-".join,
 )
 def view(request, open_page, report):
@@ -175,6 +181,7 @@ def test_the_policy_stops_what_is_not_the_pages_own(desktop):
     assert desktop.page.evaluate("window.broken") is None
 
 
+@pytest.mark.long
 def test_a_page_of_a_running_comparison_looks_for_a_newer_one(open_page, small, tmp_path):
     path = write_report(small.result, tmp_path, refresh=1.0)
     seen = open_page(path.as_uri(), allowed=path.as_uri(), offline=True)

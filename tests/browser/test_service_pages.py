@@ -216,7 +216,7 @@ def test_a_token_for_some_studies_sees_them_and_no_dashboard(
     picture(seen.page, "service-forbidden")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.long), "dark"])
 def test_on_a_phone(visit: Callable[..., Any], scheme: str) -> None:
     phone = {"width": 375, "height": 700}
     seen = visit("/login", viewport=phone, color_scheme=scheme)

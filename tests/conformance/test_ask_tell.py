@@ -761,7 +761,14 @@ def test_a_budget_is_exact_whoever_spends_it_at_once(url: str, budget: dict[str,
         assert len(trials) == 17
 
 
-@pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "cma-es", "coarse-to-fine"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        "random",
+        *(pytest.param(s, marks=pytest.mark.long) for s in ("sobol", "tpe", "cma-es")),
+        "coarse-to-fine",
+    ],
+)
 def test_what_is_asked_does_not_depend_on_restarts(sampler: str, tmp_path: Any) -> None:
     def params(restart: bool) -> list[dict[str, Any]]:
         url = f"sqlite:///{tmp_path}/{restart}.db"

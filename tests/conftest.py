@@ -26,7 +26,7 @@ from tuner.storage import Database
 FULL = os.environ.get("CHAOS") == "full"
 
 # the same examples at every run, however busy the machine; HYPOTHESIS_PROFILE=explore looks for new ones
-settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=100 if FULL else 50)
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=100 if FULL else 30)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 

@@ -156,6 +156,7 @@ def test_workers_that_are_always_killed_while_they_start_end_the_run(tmp_path: P
     assert "worker processes cannot start" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_a_script_without_its_guard_is_told_so_at_once(tmp_path: Path) -> None:
     unguarded = SCRIPT.replace('if __name__ == "__main__":', "if True:").replace("deadly", "branin")
     unguarded = unguarded.replace("workers=2", "workers=1")

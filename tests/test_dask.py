@@ -185,6 +185,7 @@ def test_a_cluster_whose_workers_all_die_ends_the_run_in_words(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_fewer_slots_than_workers_wait_in_line(sqlite_url: str, scheduler: str, workers: Workers) -> None:
     with StudyManager(sqlite_url) as manager, workers(1):
         where = f"dask://{scheduler}"

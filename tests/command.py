@@ -197,9 +197,8 @@ def _main(
     script, arguments = called
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` lets all that it starts ignore it
     signal.signal(signal.SIGINT, signal.default_int_handler)  # and a shell's `&` this
-    signal.pthread_sigmask(
-        signal.SIG_SETMASK, []
-    )  # the server may have been started where Ctrl-C is held back
+    # the server may have been started where Ctrl-C is held back
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     if session:
         os.setsid()
     os.chdir(folder)

@@ -265,14 +265,8 @@ class ModelZoom(BaseSampler):
         """The model and the box after the `first` finished trials, by default all."""
         finished = np.flatnonzero(self._history.finished)[:first]
         hyperparameters = self._hyperparameters(finished)
-        places = finished[looked_at(self._targets(finished), LOOKED_AT)]
-        values, axes = self._targets(places), self.axes
-        rows = self._history.rows[places]
-        chosen = select(axes, rows, values, self.options.model_points)
-        known = rows[chosen]
-        model = GaussianProcess.condition(
-            axes.features(known), axes.feature_axis, warp(values)[chosen], hyperparameters
-        )
+        (known, targets), axes = self._shown(finished), self.axes
+        model = GaussianProcess.condition(axes.features(known), axes.feature_axis, targets, hyperparameters)
         believed = model.predict_mean(model.features)
         order = np.argsort(believed, kind="stable")
         box = make_box(axes, known[order[0]], hyperparameters.lengths, length)
@@ -282,17 +276,21 @@ class ModelZoom(BaseSampler):
         hyperparameters = self._hyperparameters(np.flatnonzero(self._history.finished))
         return hyperparameters.noise > self.options.noise_limit
 
+    def _shown(self, places: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        """What the model is shown of these finished trials: rows, and what they are worth to it."""
+        values = self._targets(places)
+        some = looked_at(values, LOOKED_AT)
+        rows, values = self._history.rows[places[some]], values[some]
+        chosen = select(self.axes, rows, values, self.options.model_points)
+        return rows[chosen], warp(values)[chosen]
+
     def _hyperparameters(self, places: NDArray[np.intp]) -> Hyperparameters:
         """Fitted to the first of the trials, as many as the last milestone says: the same after a restart."""
         first = milestone(len(places))
         key = self._history.numbers[places[max(0, first - 1000) : first]].tobytes()
         if key not in self._fitted:
-            seen = places[:first]  # of those alone: a later median would be another
-            seen = seen[looked_at(self._targets(seen), LOOKED_AT)]
-            values = self._targets(seen)
-            rows = self._history.rows[seen]
-            chosen = select(self.axes, rows, values, self.options.model_points)
-            features, targets = self.axes.features(rows[chosen]), warp(values)[chosen]
+            rows, targets = self._shown(places[:first])  # of those alone: a later median would be another
+            features = self.axes.features(rows)
             self._fitted = {key: fit(features, self.axes.feature_axis, targets, self.options.prior)}
         return self._fitted[key]
 

@@ -329,11 +329,9 @@ class Tokens:
         """
         secret = session.scalar(sa.select(_tokens.c.digest).where(_tokens.c.token_id == _SECRET))
         if secret is None:
-            secret = secrets.token_hex(32)
-            row = {"token_id": _SECRET, "digest": secret, "created_at": self._clock()}
-            session.execute(
-                sa.insert(_tokens).values({**row, "name": _SECRET, "role": "viewer", "prefix": ""})
-            )
+            text = secrets.token_hex(32)
+            self._add(session, text, _SECRET, {"name": _SECRET, "role": "viewer", "prefix": ""})
+            secret = _digest(text)
         said = f"{request.credential}\n{request.request_id}".encode()
         return hmac.digest(bytes.fromhex(secret), said, "sha512")
 
@@ -350,13 +348,10 @@ class Tokens:
         now = self._clock()
         expires_at = None if expires_in is None else now + expires_in
         values = {"name": name, "role": role.name.lower(), "prefix": prefix, "expires_at": expires_at}
-        return text, self._add(session, text, _id(text), values, now)
+        return text, self._add(session, text, _id(text), {"created_at": now, **values})
 
-    def _add(
-        self, session: Session, text: str, token_id: str, values: dict[str, Any], now: float | None = None
-    ) -> TokenInfo:
-        created_at = self._clock() if now is None else now
-        row = {"token_id": token_id, "digest": _digest(text), "created_at": created_at, **values}
+    def _add(self, session: Session, text: str, token_id: str, values: dict[str, Any]) -> TokenInfo:
+        row = {"token_id": token_id, "digest": _digest(text), "created_at": self._clock(), **values}
         return _info(session.execute(sa.insert(_tokens).values(row).returning(*_tokens.c)).one())
 
     def _end(self, session: Session, token_id: str) -> None:

@@ -529,6 +529,10 @@ def test_a_worker_waits_out_a_service_that_is_away(tmp_path: Path, served: Serve
     assert spent == Spent(trials=12, ended=12, epochs=reported, seconds=spent.seconds)
 
 
+class EndedError(Exception):
+    """Raised out of a worker's loop."""
+
+
 @pytest.mark.long
 def test_a_service_that_is_away_is_said_once_and_so_is_its_return(
     served: Served, monkeypatch: pytest.MonkeyPatch
@@ -541,11 +545,16 @@ def test_a_service_that_is_away_is_said_once_and_so_is_its_return(
         news.append(line)
         if "any open study" in line:
             served.stop()
+        if "cannot be reached" in line:
             threading.Timer(1.0, served.start).start()
         if line.endswith("is back"):
             served.manager.create(definition(budget={"trials": 1}))
 
-    work(settings(served), executor="threads", idle=2.0, on_news=note)
+    def end(outcome: Outcome) -> None:
+        raise EndedError
+
+    with pytest.raises(EndedError):
+        work(settings(served), executor="threads", idle=60.0, on_outcome=end, on_news=note)
     banner, away, back, *_ = news
     assert banner.startswith(f"working for {served.url}: any open study of the objectives ackley, ")
     assert away.startswith(f"{served.url} cannot be reached: ")

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import httpx
 import optuna
@@ -40,6 +41,36 @@ def function(trial: optuna.Trial) -> float:
     return value
 
 
+TIMEOUT = 240.0
+"""Seconds for one command: the registry may be slow, and so may a machine with much else to do."""
+
+TRIES = 3
+"""So often are packages fetched that do not arrive."""
+
+
+def run(command: list[str], folder: Path, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=folder, check=False, capture_output=True, text=True, timeout=TIMEOUT, **more
+    )
+
+
+def not_fetched(folder: Path) -> str:
+    """Why the packages that the folder names did not arrive; nothing if they did."""
+    why = ""
+    for _ in range(TRIES):
+        try:
+            done = run(
+                ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"], folder
+            )
+        except subprocess.TimeoutExpired:
+            why = f"not within {TIMEOUT:g} s"
+            continue
+        if done.returncode == 0:
+            return ""
+        why = done.stderr.strip()
+    return why
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """The script and what generates its client, installed."""
@@ -47,13 +78,8 @@ def project(tmp_path: Path) -> Path:
         pytest.skip("Node and npm are not installed")  # not required: what Debian calls so may be too old
     folder = tmp_path / "javascript"
     shutil.copytree(HERE, folder)
-    install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
-    try:
-        done = subprocess.run(install, cwd=folder, check=False, capture_output=True, text=True, timeout=120)
-    except subprocess.TimeoutExpired:
-        absent("npm's packages cannot be fetched here")
-    if done.returncode != 0:
-        absent(f"npm's packages cannot be fetched here: {done.stderr.strip().splitlines()[:1]}")
+    if why := not_fetched(folder):
+        absent(f"npm's packages cannot be fetched here: {why}")
     return folder
 
 
@@ -68,15 +94,7 @@ def test_a_generated_client_finishes_a_study(project: Path, tmp_path: Path, sqli
         (project / "openapi.json").write_text(document.text)
         environment = {**os.environ, "URL": served.url, "TOKEN": "token-of-worker", "STUDY": "bowl"}
         for command in (["npm", "run", "generate"], ["npm", "run", "bundle"], ["node", "finish.mjs"]):
-            done = subprocess.run(
-                command,
-                cwd=project,
-                env=environment,
-                check=False,
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
+            done = run(command, project, env=environment)
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         finished, late = map(json.loads, done.stdout.splitlines())
         remote = served.manager.load("bowl").trials

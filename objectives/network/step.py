@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from objectives.network.architecture import Architecture, Array
+from objectives.network.architecture import Architecture, Array, aligned_zeros
 from objectives.network.network import LEAK, Network, running_views
 
 __all__ = ["Call", "Regularization", "Step"]
@@ -132,13 +132,14 @@ class Step:
             running += (self.history_weights[-filled:] * self.history[:filled]).sum(axis=0)
 
     def _empty(self, *shape: int) -> Array:
-        return np.empty((*self.lead, *shape), self.dtype)
+        empty: Array = aligned_zeros((*self.lead, *shape), self.dtype)
+        return empty
 
     def buffer(self, name: str, *shape: int, dtype: Any = None) -> Array:
         """The named buffer (…, *shape), made at its first use."""
         key = (name, *shape)
         if key not in self._buffers:
-            self._buffers[key] = np.empty((*self.lead, *shape), self.dtype if dtype is None else dtype)
+            self._buffers[key] = aligned_zeros((*self.lead, *shape), self.dtype if dtype is None else dtype)
         return self._buffers[key]
 
     def _scalar(self, value: float) -> Array:

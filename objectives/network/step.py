@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
+import scipy  # its parts are imported when first used: a tenth of a second
 
 from objectives.network.architecture import Architecture, Array, aligned_zeros
 from objectives.network.network import LEAK, Network, running_views
@@ -27,7 +28,7 @@ Call: TypeAlias = Callable[[], Any]
 LARGE = 65_536
 """Elements from which a fused sum of squares beats a product followed by a BLAS sum."""
 
-CACHED_BYTES = 262_144
+CACHED_BYTES = 1_048_576
 """Bytes of training rows gathered at once: small enough to stay in cache, enough to spread the cost."""
 
 
@@ -224,6 +225,23 @@ class _Writer:
             self.row_sums(Z, weights, sums)
             self.call(np.copyto, out, sums)
 
+    def add_to_rows(self, Z: Array, vector: Array, *, sign: float = 1.0) -> None:
+        """Z (…, n, batch) + sign · vector (…, n), in place.
+
+        A rank-one update with ones: BLAS does it in a third of the time of NumPy's broadcasting.
+        """
+        if Z.flags.c_contiguous and vector.flags.c_contiguous:
+            self.rank_one(Z.reshape(-1, Z.shape[-1]), sign, vector.reshape(-1), self.step.ones)
+        else:
+            self.call(np.add if sign > 0 else np.subtract, Z, vector[..., None], Z)
+
+    def rank_one(self, Z: Array, factor: float, column: Array, row: Array) -> None:
+        """Z (n, m) + factor · column (n,) · row (m,), in place."""
+        blas = scipy.linalg.blas
+        ger = blas.sger if Z.dtype == np.float32 else blas.dger
+        stride = overwrite = 1  # by position, which halves the call's time
+        self.call(ger, factor, row, column, stride, stride, Z.T, overwrite, overwrite, overwrite)
+
     def vector(self, name: str, layer: int) -> Array:
         """A named buffer (…, n_l)."""
         return self.step.buffer(f"{name}{layer}", self.step.network.architecture.sizes[layer])
@@ -243,7 +261,7 @@ class _Writer:
             self.normalize(layer, step.centred[layer - 1], A)
         else:
             self.call(self.product, W, self.inputs(layer), A)
-            self.call(np.add, A, step.network.named[f"b{layer}"][..., None], A)
+            self.add_to_rows(A, step.network.named[f"b{layer}"])
         self.activate(layer, A)
         if dropout:
             self.drop(layer, A)
@@ -253,7 +271,7 @@ class _Writer:
         step, named = self.step, self.step.network.named
         mean, variance = self.statistics[layer - 1]
         self.row_sums(Z, step.mean_weights, mean)
-        self.call(np.subtract, Z, mean[..., None], Z)
+        self.add_to_rows(Z, mean, sign=-1.0)
         if Z.size < LARGE:
             self.call(np.multiply, Z, Z, Y)
             self.row_sums(Y, step.mean_weights, variance)
@@ -265,7 +283,7 @@ class _Writer:
         self.call(np.sqrt, deviation, deviation)
         self.call(np.divide, named[f"gamma{layer}"], deviation, scale)
         self.call(np.multiply, Z, scale[..., None], Y)
-        self.call(np.add, Y, named[f"beta{layer}"][..., None], Y)
+        self.add_to_rows(Y, named[f"beta{layer}"])
 
     def activate(self, layer: int, A: Array) -> None:
         """A = g(A) in place, keeping what the gradient needs."""
@@ -316,10 +334,13 @@ class _Writer:
         step = self.step
         logits, dZ = step.outputs[layer - 1], step.gradients[layer - 1]
         self.call(self.product, step.network.named[f"W{layer}"], self.inputs(layer), logits)
-        self.call(np.add, logits, step.network.named[f"b{layer}"][..., None], logits)
+        self.add_to_rows(logits, step.network.named[f"b{layer}"])
         largest, total = step.buffer("largest", step.batch), step.buffer("total", step.batch)
         self.call(np.maximum.reduce, logits, -2, None, largest)
-        self.call(np.subtract, logits, largest[..., None, :], logits)
+        if step.lead:
+            self.call(np.subtract, logits, largest[..., None, :], logits)
+        else:
+            self.rank_one(logits, -1.0, np.ones(len(logits), step.dtype), largest)
         self.call(np.exp, logits, dZ)
         if step.lead:
             self.call(np.add.reduce, dZ, -2, None, total)
@@ -388,7 +409,7 @@ class _Writer:
         self.call(np.divide, along, deviation, along)
         self.call(np.multiply, Z, along[..., None], scratch)
         self.call(np.subtract, dY, scratch, dY)
-        self.call(np.subtract, dY, share[..., None], dY)
+        self.add_to_rows(dY, share, sign=-1.0)
         self.call(np.multiply, dY, scale[..., None], dY)
 
     def gamma_beta(self, layer: int) -> Array:

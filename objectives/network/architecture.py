@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from objectives.network.arrays import aligned_zeros
+
 __all__ = [
     "ACTIVATIONS",
     "INITIALIZATIONS",
@@ -28,16 +30,6 @@ Initialization = Literal["he", "xavier"]
 
 ACTIVATIONS: tuple[Activation, ...] = ("identity", "sigmoid", "tanh", "relu", "leaky_relu")
 INITIALIZATIONS: tuple[Initialization, ...] = ("he", "xavier")
-
-
-def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Zeros that begin at a multiple of 64 bytes, a cache line: NumPy's own arrays begin at one of 16, and
-    vector instructions that straddle two lines cost an eighth of an optimizer's step.
-    """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,9 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import scipy  # its parts are imported when first used: a tenth of a second
 
-from objectives.network.architecture import Array, aligned_zeros
-from objectives.network.step import Call
+from objectives.network.architecture import Array
+from objectives.network.arrays import Call, add_scaled, aligned_zeros
 
 __all__ = [
     "OPTIMIZERS",
@@ -186,14 +185,10 @@ class Optimizer:
         return line
 
     def _add(self, y: Array, factor: Array, x: Array, scratch: Array) -> list[Call]:
-        """y = y + factor·x in place: by BLAS, except that axpy has one factor, not one for each network of a
-        stack, and would write to a copy of a y with gaps.
-        """
-        if self.lead or not y.flags.c_contiguous:
+        """y = y + factor·x. A stack has a factor for each network, which BLAS has not; nor has it arrays with gaps."""
+        if self.lead or not (y.flags.c_contiguous and x.flags.c_contiguous):
             return [partial(np.multiply, x, factor, scratch), partial(np.add, y, scratch, y)]
-        blas = scipy.linalg.blas
-        axpy = blas.saxpy if y.dtype == np.float32 else blas.daxpy
-        return [partial(axpy, x, y, y.size, factor)]
+        return [add_scaled(y, factor, x)]
 
     def _update(self, p: Array, g: Array, scratch: Array, **moments: Array) -> list[Call]:
         raise NotImplementedError

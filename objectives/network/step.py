@@ -13,17 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import scipy  # its parts are imported when first used: a tenth of a second
 
-from objectives.network.architecture import Architecture, Array, aligned_zeros
+from objectives.network.architecture import Architecture, Array
+from objectives.network.arrays import Call, add_outer, add_scaled, aligned_zeros
 from objectives.network.network import LEAK, Network, running_views
 
-__all__ = ["Call", "Regularization", "Step"]
-
-Call: TypeAlias = Callable[[], Any]
+__all__ = ["Regularization", "Step"]
 
 LARGE = 65_536
 """Elements from which a fused sum of squares beats a product followed by a BLAS sum."""
@@ -225,22 +223,14 @@ class _Writer:
             self.row_sums(Z, weights, sums)
             self.call(np.copyto, out, sums)
 
-    def add_to_rows(self, Z: Array, vector: Array, *, sign: float = 1.0) -> None:
-        """Z (…, n, batch) + sign · vector (…, n), in place.
-
-        A rank-one update with ones: BLAS does it in a third of the time of NumPy's broadcasting.
-        """
-        if Z.flags.c_contiguous and vector.flags.c_contiguous:
-            self.rank_one(Z.reshape(-1, Z.shape[-1]), sign, vector.reshape(-1), self.step.ones)
-        else:
-            self.call(np.add if sign > 0 else np.subtract, Z, vector[..., None], Z)
-
-    def rank_one(self, Z: Array, factor: float, column: Array, row: Array) -> None:
-        """Z (n, m) + factor · column (n,) · row (m,), in place."""
-        blas = scipy.linalg.blas
-        ger = blas.sger if Z.dtype == np.float32 else blas.dger
-        stride = overwrite = 1  # by position, which halves the call's time
-        self.call(ger, factor, row, column, stride, stride, Z.T, overwrite, overwrite, overwrite)
+    def add_to_rows(self, Z: Array, vector: Array, *, factor: float = 1.0) -> None:
+        """Z (…, n, batch) = Z + factor · vector (…, n)."""
+        if not vector.flags.c_contiguous:
+            terms = self.step.buffer("terms", *vector.shape[len(self.step.lead) :])
+            self.call(np.copyto, terms, vector)
+            vector = terms
+        rows = Z.reshape(-1, Z.shape[-1])
+        self.line.append(add_outer(rows, factor, vector.reshape(-1), self.step.ones))
 
     def vector(self, name: str, layer: int) -> Array:
         """A named buffer (…, n_l)."""
@@ -271,7 +261,7 @@ class _Writer:
         step, named = self.step, self.step.network.named
         mean, variance = self.statistics[layer - 1]
         self.row_sums(Z, step.mean_weights, mean)
-        self.add_to_rows(Z, mean, sign=-1.0)
+        self.add_to_rows(Z, mean, factor=-1.0)
         if Z.size < LARGE:
             self.call(np.multiply, Z, Z, Y)
             self.row_sums(Y, step.mean_weights, variance)
@@ -343,7 +333,7 @@ class _Writer:
         if step.lead:
             self.call(np.subtract, logits, largest[..., None, :], logits)
         else:
-            self.rank_one(logits, -1.0, np.ones(len(logits), step.dtype), largest)
+            self.line.append(add_outer(logits, -1.0, np.ones(len(logits), step.dtype), largest))
         self.call(np.exp, logits, dZ)
         if step.lead:
             self.call(np.add.reduce, dZ, -2, None, total)
@@ -396,9 +386,7 @@ class _Writer:
         Z, scratch = step.centred[layer - 1], step.scratch[layer - 1]
         deviation, scales = self.vector("deviation", layer), self.block("scales", layer)
         dgamma, dbeta = named[f"gamma{layer}"], named[f"beta{layer}"]
-        size = dgamma.shape[-1]
-        products, shares = self.vector("products", layer), step.buffer(f"shares{layer}", 2 * size)
-        along, share = shares[..., :size], shares[..., size:]
+        products, along = self.vector("products", layer), self.vector("along", layer)
         self.row_sums(dY, step.ones, dbeta)
         if Z.size < LARGE:
             self.call(np.multiply, dY, Z, scratch)
@@ -406,18 +394,11 @@ class _Writer:
         else:
             self.call(np.vecdot, dY, Z, products)
         self.call(np.divide, products, deviation, dgamma)
-        self.call(np.multiply, self.gamma_beta(layer), step.per_sample, shares)
-        self.call(np.divide, along, deviation, along)
+        self.call(np.divide, dgamma, deviation, along)
         self.call(np.multiply, Z, along[..., None], scratch)
-        self.call(np.subtract, dY, scratch, dY)
-        self.add_to_rows(dY, share, sign=-1.0)
+        self.line.append(add_scaled(dY, -1 / step.batch, scratch))
+        self.add_to_rows(dY, dbeta, factor=-1 / step.batch)
         self.call(np.multiply, dY, scales, dY)
-
-    def gamma_beta(self, layer: int) -> Array:
-        """dγ and dβ of a layer, which lie side by side, as one (…, 2 n_l)."""
-        size = self.step.network.architecture.sizes[layer]
-        start = self.step.network.architecture.offset(f"gamma{layer}")
-        return self.step.gradient[..., start : start + 2 * size]
 
     def regularize(self) -> None:
         step = self.step

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from objectives.network.architecture import Array, aligned_zeros
+from objectives.network.architecture import Array
+from objectives.network.arrays import Call, aligned_zeros
 from objectives.network.network import Network
 from objectives.network.optimizers import OPTIMIZERS, OptimizerName, create_optimizer
 from objectives.network.schedules import ReduceOnPlateau, Schedule
-from objectives.network.step import Call, Regularization, Step
+from objectives.network.step import Regularization, Step
 
 __all__ = ["ADJUSTABLE", "EarlyStopping", "EpochReport", "NotFinite", "Settings", "Trainer"]
 

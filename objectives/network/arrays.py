@@ -35,7 +35,8 @@ def add_scaled(y: npt.NDArray[Any], factor: Any, x: npt.NDArray[Any]) -> Call:
 
     BLAS's axpy: one pass, where NumPy needs two and somewhere to keep factor · x.
     """
-    assert y.flags.c_contiguous and x.flags.c_contiguous
+    assert y.flags.c_contiguous
+    assert x.flags.c_contiguous
     blas = scipy.linalg.blas
     axpy = blas.saxpy if y.dtype == np.float32 else blas.daxpy
     return partial(axpy, x.reshape(-1), y.reshape(-1), y.size, factor)

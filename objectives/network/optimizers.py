@@ -185,7 +185,7 @@ class Optimizer:
         return line
 
     def _add(self, y: Array, factor: Array, x: Array, scratch: Array) -> list[Call]:
-        """y = y + factor·x. A stack has a factor for each network, which BLAS has not; nor has it arrays with gaps."""
+        """y = y + factor·x; BLAS has no factor for each network of a stack, nor arrays with gaps."""
         if self.lead or not (y.flags.c_contiguous and x.flags.c_contiguous):
             return [partial(np.multiply, x, factor, scratch), partial(np.add, y, scratch, y)]
         return [add_scaled(y, factor, x)]

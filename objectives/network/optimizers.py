@@ -36,7 +36,7 @@ __all__ = [
 
 OptimizerName = Literal["adam", "momentum", "rmsprop", "sgd"]
 
-CHUNK = 32_768
+CHUNK = 49_152
 """Entries updated at a time: parameters, gradient and moments of a chunk stay in cache together."""
 
 LARGEST_WEIGHT = 256.0

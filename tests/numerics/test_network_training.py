@@ -81,7 +81,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(0)
     start, g = rng.normal(size=1000), rng.normal(size=1000)
     results = []
-    for chunk in (32_768, 64):
+    for chunk in (49_152, 64):
         monkeypatch.setattr("objectives.network.optimizers.CHUNK", chunk)
         p = start.copy()
         optimizer = create_optimizer("adam", p, g)

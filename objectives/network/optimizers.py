@@ -68,7 +68,9 @@ class WeightedSum:
             self.period = 1 + int(math.log(LARGEST_WEIGHT) / -np.log(np.min(decay)))
 
     def change_decay(self, decay: Any) -> None:
-        """Go on with another β, with the average (1-β) S as it was."""
+        """Go on with another β, with the average (1-β) S as it was; with the same, nothing is rounded anew."""
+        if np.array_equal(decay, self.decay):
+            return
         self._scale((1 - self.decay) / (1 - decay) * self.decay**self.age)
         self.age = 0
         self._set_decay(decay)

@@ -113,6 +113,20 @@ def test_changing_momentum_keeps_the_moment():
         assert before - p[0] == pytest.approx(v, rel=1e-12)
 
 
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_the_same_momentum_again_changes_no_bit(name):
+    results = []
+    for again in (False, True):
+        p, g = np.ones(3, np.float32), np.array([0.3, -2.0, 1e-3], np.float32)
+        optimizer = create_optimizer(name, p, g, momentum=0.9)
+        for _ in range(10):
+            take_steps(optimizer, 0.01, 7)
+            if again:
+                optimizer.set_momentum(0.9)
+        results.append(p.tobytes())
+    assert results[0] == results[1]
+
+
 def adam_in_single_precision(momentum=0.9):
     """Parameters p, gradient g and Adam on them."""
     rng = np.random.default_rng(0)

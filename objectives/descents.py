@@ -155,9 +155,8 @@ class _Descent:
 
     def _descend(self) -> None:
         """The steps of one epoch."""
-        for step, row in enumerate(self.optimizer.table(self.full["learning_rate"], STEPS), start=1):
+        for step, _ in enumerate(self.optimizer.steps(self.full["learning_rate"], STEPS), start=1):
             self.gradient[...] = self.terrain.landscape.gradient(self.x)
-            self.optimizer.scalars[...] = row
             for call in self.optimizer.line:
                 call()
             through = self.terrain.regret(self.x) <= self.terrain.level  # NaN is not

@@ -514,6 +514,8 @@ def _load(resume: bytes, kind: str) -> Any:
 
 @cache
 def _controller() -> ThreadpoolController:
+    import scipy.linalg  # noqa: F401, PLC0415 - its BLAS, which the optimizers use, must be there to be limited
+
     return ThreadpoolController()
 
 

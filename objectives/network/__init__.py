@@ -9,8 +9,8 @@
 >>> bool(error < 0.1)
 True
 
-`architecture` and `network` say what is computed, `step` how it is computed fast, `optimizers`, `schedules`
-and `trainer` how it learns, `diagnosis` how that went, `checkpoint` how to go on later, `stack` how to
+`architecture` and `network` say what is computed, `step` and `arrays` how it is computed fast, `optimizers`,
+`schedules` and `trainer` how it learns, `diagnosis` how that went, `checkpoint` how to go on later, `stack` how to
 train many at once. `classifier` is the scikit-learn estimator; it is not imported here, since scikit-learn
 takes a second.
 """

@@ -10,7 +10,17 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ACTIVATIONS", "INITIALIZATIONS", "Activation", "Architecture", "Array", "Initialization"]
+from objectives.network.arrays import aligned_zeros
+
+__all__ = [
+    "ACTIVATIONS",
+    "INITIALIZATIONS",
+    "Activation",
+    "Architecture",
+    "Array",
+    "Initialization",
+    "aligned_zeros",
+]
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 """A float32 or float64 array."""
@@ -102,7 +112,7 @@ class Architecture:
         """
         if initialization not in INITIALIZATIONS:
             raise ValueError(f"initialization must be one of {list(INITIALIZATIONS)}; got {initialization!r}")
-        flat = np.zeros(self.parameter_count, dtype)
+        flat: Array = aligned_zeros((self.parameter_count,), dtype)
         for name, value in self.views(flat).items():
             if name[0] == "W":
                 n_out, n_in = value.shape

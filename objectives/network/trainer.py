@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from objectives.network.architecture import Array
+from objectives.network.arrays import Call, aligned_zeros
 from objectives.network.network import Network
 from objectives.network.optimizers import OPTIMIZERS, OptimizerName, create_optimizer
 from objectives.network.schedules import ReduceOnPlateau, Schedule
-from objectives.network.step import Call, Regularization, Step
+from objectives.network.step import Regularization, Step
 
 __all__ = ["ADJUSTABLE", "EarlyStopping", "EpochReport", "NotFinite", "Settings", "Trainer"]
 
@@ -101,7 +102,7 @@ class Trainer:
         self.X = np.ascontiguousarray(X, dtype)
         self.onehot = np.eye(network.architecture.sizes[-1], dtype=dtype)[y]
         self.settings = settings
-        self.gradient = np.zeros_like(network.parameters)
+        self.gradient: Array = aligned_zeros(network.parameters.shape, dtype)
         self.optimizer = create_optimizer(
             settings.optimizer,
             network.parameters,
@@ -193,8 +194,7 @@ class Trainer:
         """All steps of an epoch; the sum of the squared gradient norms, and how many steps."""
         order = self._order()
         batches = list(self._batches(self.settings.batch_size))
-        table = self.optimizer.table(learning_rate, sum(count for _, count in batches))
-        scalars = self.optimizer.scalars
+        steps = self.optimizer.steps(learning_rate, sum(count for _, count in batches))
         start = done = 0
         square_norm = np.zeros(self.gradient.shape[:-1])
         for batch, count in batches:
@@ -204,8 +204,7 @@ class Trainer:
                 rows = order[..., first : min(first + batch * step.slots, stop)]
                 step.gather(self.X, self.onehot, rows)
                 filled = rows.shape[-1] // batch
-                for line, row in zip(lines[:filled], table[done : done + filled], strict=True):
-                    scalars[...] = row
+                for line, _ in zip(lines[:filled], steps, strict=False):
                     for call in line:
                         call()
                 done += filled

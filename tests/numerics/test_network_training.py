@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from objectives.network.architecture import Architecture
+from objectives.network.arrays import aligned_zeros
 from objectives.network.checkpoint import CheckpointError, dump, load
 from objectives.network.network import Network
-from objectives.network.optimizers import OPTIMIZERS, create_optimizer
+from objectives.network.optimizers import LARGEST_WEIGHT, OPTIMIZERS, WeightedSum, create_optimizer
 from objectives.network.schedules import SCHEDULES, ReduceOnPlateau, Schedule
 from objectives.network.trainer import EarlyStopping, NotFinite, Settings, Trainer
 
@@ -44,6 +45,12 @@ def trainer(
 # Optimizers -------------------------------------------------------------------------------------------------
 
 
+def take_steps(optimizer, learning_rate, count):
+    for _ in optimizer.steps(learning_rate, count):
+        for call in optimizer.line:
+            call()
+
+
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_trajectories_equal_pytorch(name):
     """50 steps, the scalars worked out in parts of 20, 20 and 10 steps as in three epochs."""
@@ -52,9 +59,8 @@ def test_trajectories_equal_pytorch(name):
     g, path = np.zeros(4), []
     optimizer = create_optimizer(name, p, g, momentum=0.9, beta_2=0.99 if name == "rmsprop" else 0.999)
     for steps in (20, 20, 10):
-        for row in optimizer.table(0.05, steps):
+        for _ in optimizer.steps(0.05, steps):
             g[...] = curvature * p + np.cos(p)
-            optimizer.scalars[...] = row
             for call in optimizer.line:
                 call()
             path.append(p.copy())
@@ -67,9 +73,7 @@ def test_momentum_by_hand():
     optimizer = create_optimizer("momentum", p, g, momentum=0.9)
     for gradient, expected in ((1.0, 0.95), (2.0, 0.805)):
         g[0] = gradient
-        optimizer.scalars[...] = optimizer.table(0.5, 1)[0]
-        for call in optimizer.line:
-            call()
+        take_steps(optimizer, 0.5, 1)
         assert p[0] == pytest.approx(expected, rel=1e-12)
 
 
@@ -77,16 +81,23 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(0)
     start, g = rng.normal(size=1000), rng.normal(size=1000)
     results = []
-    for chunk in (32_768, 64):
+    for chunk in (49_152, 64):
         monkeypatch.setattr("objectives.network.optimizers.CHUNK", chunk)
         p = start.copy()
         optimizer = create_optimizer("adam", p, g)
-        for row in optimizer.table(0.1, 3):
-            optimizer.scalars[...] = row
-            for call in optimizer.line:
-                call()
+        take_steps(optimizer, 0.1, 3)
         results.append(p)
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_arrays_with_gaps_between_their_entries_do_as_well(name):
+    gaps, g = np.random.default_rng(0).normal(size=(2, 20))
+    p, between = gaps[::2].copy(), gaps[1::2].copy()
+    take_steps(create_optimizer(name, p, g[::2].copy()), 0.1, 3)
+    take_steps(create_optimizer(name, gaps[::2], g[::2]), 0.1, 3)
+    np.testing.assert_allclose(gaps[::2], p, rtol=1e-12)
+    np.testing.assert_array_equal(gaps[1::2], between)
 
 
 def test_changing_momentum_keeps_the_moment():
@@ -96,34 +107,116 @@ def test_changing_momentum_keeps_the_moment():
     v = 0.0
     for beta in (0.9, 0.9, 0.5, 0.5):
         optimizer.set_momentum(beta)
-        optimizer.scalars[...] = optimizer.table(1.0, 1)[0]
         before = p[0]
-        for call in optimizer.line:
-            call()
+        take_steps(optimizer, 1.0, 1)
         v = beta * v + (1 - beta) * 1.0
         assert before - p[0] == pytest.approx(v, rel=1e-12)
 
 
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_the_same_momentum_again_changes_no_bit(name):
+    results = []
+    for again in (False, True):
+        p, g = np.ones(3, np.float32), np.array([0.3, -2.0, 1e-3], np.float32)
+        optimizer = create_optimizer(name, p, g, momentum=0.9)
+        for _ in range(10):
+            take_steps(optimizer, 0.01, 7)
+            if again:
+                optimizer.set_momentum(0.9)
+        results.append(p.tobytes())
+    assert results[0] == results[1]
+
+
+def adam_in_single_precision(momentum=0.9):
+    """Parameters p, gradient g and Adam on them."""
+    rng = np.random.default_rng(0)
+    p, g = rng.normal(size=50).astype(np.float32), rng.normal(size=50).astype(np.float32)
+    return p, g, create_optimizer("adam", p, g, momentum=momentum)
+
+
 def test_denormal_moments_are_flushed_and_parameters_stay_as_they_were():
-    """A unit that has died: its gradient stays 0, and Adam's moments would halt at denormal numbers."""
+    """A unit that has died: its gradient stays 0, and Adam's moments pass through denormal numbers."""
     paths = []
     for flush in (False, True):
-        rng = np.random.default_rng(0)
-        p, g = rng.normal(size=50).astype(np.float32), rng.normal(size=50).astype(np.float32)
-        optimizer = create_optimizer("adam", p, g)
+        p, g, optimizer = adam_in_single_precision()
+        seen = False
         for _ in range(40):
-            for row in optimizer.table(0.01, 40):
-                optimizer.scalars[...] = row
-                for call in optimizer.line:
-                    call()
+            take_steps(optimizer, 0.01, 40)
             g[...] = 0
             if flush:
                 optimizer.flush_denormals()
-        m = np.abs(optimizer.state["m"])
-        denormal = (m > 0) & (m < np.finfo(np.float32).tiny)
-        assert denormal.any() != flush
+            m = np.abs(optimizer.moments["m"].array)
+            seen |= bool(((m > 0) & (m < np.finfo(np.float32).tiny)).any())
+        assert seen != flush
         paths.append(p.copy())
     np.testing.assert_array_equal(*paths)
+
+
+@given(
+    decay=st.sampled_from([0.0, 0.003, 0.1, 0.5, 0.9, 0.99, 0.999, 1 - 1e-12]),
+    epochs=st.lists(st.integers(1, 90), min_size=1, max_size=5),
+)
+def test_a_weighted_sum_is_the_sum_and_its_weights_stay_small(decay, epochs):
+    terms = np.random.default_rng(0).normal(size=sum(epochs))
+    total = WeightedSum(np.zeros(1), np.float64(decay))
+    expected, x = 0.0, iter(terms)
+    for steps in epochs:
+        weights, due = total.plan(steps)
+        for step, weight in enumerate(weights):
+            if step in due:
+                total.renew()
+            term = next(x)
+            total.array += weight * term
+            expected = decay * expected + term
+            assert 1 <= weight <= LARGEST_WEIGHT
+            assert total.array[0] / weight == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        assert weights[-1] == pytest.approx(decay**-total.age)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.99])
+def test_thousands_of_steps_do_not_overflow(momentum):
+    """0.5⁻³⁰⁰⁰, a weight that was never brought back, would be 10⁹⁰³. The gradients change sign now and then."""
+    p, g, optimizer = adam_in_single_precision(momentum)
+    reference, exact = textbook.Adam(0.01, momentum), {"p": p.astype(np.float64)}
+    for sign in (1, -1, 1):
+        g *= sign
+        take_steps(optimizer, 0.01, 1000)
+        for _ in range(1000):
+            reference.step(exact, {"p": g.astype(np.float64)})
+    np.testing.assert_allclose(p, exact["p"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("done", [1, 8, 9, 10, 52, 53, 54])
+def test_an_optimizer_resumes_at_every_age_of_its_moments(name, done):
+    """Periods are 9 steps for β = 0.5 and 53 for 0.9; there the weights begin anew."""
+    results = []
+    for interrupted in (False, True):
+        p, g = np.ones(3, np.float32), np.array([0.3, -2.0, 1e-3], np.float32)
+        settings = {"momentum": 0.5, "beta_2": 0.9}
+        optimizer = create_optimizer(name, p, g, **settings)
+        take_steps(optimizer, 0.01, done)
+        if interrupted:
+            data = dump(optimizer.snapshot())
+            optimizer = create_optimizer(name, p, g, **settings)
+            optimizer.restore(load(data))
+        g *= -1
+        take_steps(optimizer, 0.02, 60)
+        results.append(p.tobytes())
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+def test_what_is_computed_with_begins_at_a_cache_line(dtype):
+    for shape in ((), (7,), (3, 5)):
+        zeros = aligned_zeros(shape, dtype)
+        assert zeros.ctypes.data % 64 == 0
+        assert (zeros.shape, zeros.dtype) == (shape, dtype)
+        assert not zeros.any()
+    training = trainer(dtype=np.float32)
+    moments = [moment.array for moment in training.optimizer.moments.values()]
+    for array in (training.network.parameters, training.gradient, *moments):
+        assert array.ctypes.data % 64 == 0
 
 
 def test_the_trainer_flushes_denormals_of_dead_units():
@@ -132,7 +225,7 @@ def test_the_trainer_flushes_denormals_of_dead_units():
     training.network.named["beta1"][...] = -1000.0
     for _ in range(60):
         training.epoch()
-    m = np.abs(training.network.architecture.views(training.optimizer.state["m"])["W1"])
+    m = np.abs(training.network.architecture.views(training.optimizer.moments["m"].array)["W1"])
     assert not m.any(), "1800 steps after its units died, 0.9^1800 of a moment is left"
 
 

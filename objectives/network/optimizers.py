@@ -171,7 +171,10 @@ class Optimizer:
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Continue from a `snapshot`, which was taken with the momentum that this optimizer has now."""
         for name, moment in self.moments.items():
-            moment.array[...], moment.age = snapshot[name]["array"], snapshot[name]["age"]
+            kept = snapshot[name]
+            if not isinstance(kept, Mapping):  # older checkpoints have the sum itself
+                kept = {"array": kept, "age": 0}
+            moment.array[...], moment.age = kept["array"], kept["age"]
         self.decayed_1, self.decayed_2 = np.array(snapshot["decayed_1"]), np.array(snapshot["decayed_2"])
 
     def _line(self) -> list[Call]:

@@ -206,6 +206,26 @@ def test_an_optimizer_resumes_at_every_age_of_its_moments(name, done):
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("name", ["adam", "momentum", "rmsprop"])
+def test_a_checkpoint_of_before_the_weighted_sums_goes_on(name):
+    """It has a moment's plain sum, which is what a weighted one is at age 0."""
+    results = []
+    for is_old in (False, True):
+        p, g = np.ones(3), np.array([0.3, -2.0, 1e-3])
+        optimizer = create_optimizer(name, p, g)
+        take_steps(optimizer, 0.01, 10)
+        if is_old:
+            kept = optimizer.snapshot()
+            for moment, decay in (("m", 0.9), ("v", 0.999)):
+                if moment in kept:
+                    kept[moment] = kept[moment]["array"] * decay ** kept[moment]["age"]
+            optimizer = create_optimizer(name, p, g)
+            optimizer.restore(load(dump(kept)))
+        take_steps(optimizer, 0.01, 100)
+        results.append(p)
+    np.testing.assert_allclose(*results, rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
 def test_what_is_computed_with_begins_at_a_cache_line(dtype):
     for shape in ((), (7,), (3, 5)):

@@ -12,15 +12,7 @@ import numpy.typing as npt
 
 from objectives.network.arrays import aligned_zeros
 
-__all__ = [
-    "ACTIVATIONS",
-    "INITIALIZATIONS",
-    "Activation",
-    "Architecture",
-    "Array",
-    "Initialization",
-    "aligned_zeros",
-]
+__all__ = ["ACTIVATIONS", "INITIALIZATIONS", "Activation", "Architecture", "Array", "Initialization"]
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 """A float32 or float64 array."""

@@ -34,21 +34,26 @@ def add_scaled(y: npt.NDArray[Any], factor: Any, x: npt.NDArray[Any]) -> Call:
 
     BLAS's axpy: one pass, where NumPy needs two and somewhere to keep factor · x.
     """
-    assert y.flags.c_contiguous
-    assert x.flags.c_contiguous
+    _check_contiguous(y, x)
     axpy = _blas("axpy", y)
     return partial(axpy, x.reshape(-1), y.reshape(-1), y.size, factor)
 
 
 def add_outer(Z: npt.NDArray[Any], factor: float, column: npt.NDArray[Any], row: npt.NDArray[Any]) -> Call:
-    """Z (n, m) = Z + factor · column (n,) · row (m,).
+    """Z (…, n, m) = Z + factor · column (…, n) · row (m,).
 
     BLAS's ger: with a row of ones, a third of the time of NumPy's broadcasting.
     """
-    assert Z.flags.c_contiguous
+    _check_contiguous(Z, column)
+    rows, column = Z.reshape(-1, Z.shape[-1]), column.reshape(-1)
     ger = _blas("ger", Z)
     stride = overwrite = 1  # by position, which halves the call's time
-    return partial(ger, factor, row, column, stride, stride, Z.T, overwrite, overwrite, overwrite)
+    return partial(ger, factor, row, column, stride, stride, rows.T, overwrite, overwrite, overwrite)
+
+
+def _check_contiguous(*arrays: npt.NDArray[Any]) -> None:
+    if not all(array.flags.c_contiguous for array in arrays):
+        raise ValueError("BLAS writes in place to contiguous arrays only")
 
 
 def _blas(name: str, array: npt.NDArray[Any]) -> Callable[..., Any]:

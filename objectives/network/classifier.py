@@ -26,7 +26,8 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Computes in float32 if X is float32, otherwise in float64. With `patience`, `dev_share` of the training
     data is held out (stratified), training stops when its loss has not improved for so many epochs, and the
-    best network is restored. The other parameters are those of `Architecture`, `Settings` and `Schedule`.
+    best network is restored. The other parameters are those of `Architecture`, `Settings` and `Schedule`. A seed
+    gives the same network at the same number of BLAS threads; one (OPENBLAS_NUM_THREADS=1) is the fastest.
 
     Attributes after `fit`: `classes_` (classes,), `n_features_in_`, `network_`, `epochs_` (epochs trained),
     `losses_` (loss on the training data after each epoch, or on the held-out data with `patience`).

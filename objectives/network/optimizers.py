@@ -37,15 +37,16 @@ __all__ = [
 OptimizerName = Literal["adam", "momentum", "rmsprop", "sgd"]
 
 CHUNK = 49_152
-"""Entries updated at a time: parameters, gradient and moments of a chunk stay in cache together."""
+"""Entries updated at a time: parameters, gradient and moments of a chunk stay in cache together. A multiple of
+32, as BLAS may round the rest of a chunk otherwise."""
 
 LARGEST_WEIGHT = 256.0
-"""How far the weights of a `WeightedSum` grow: enough that going back to 1 costs nothing, too little for an
-overflow that would not have come anyway."""
+"""How far the weights of a `WeightedSum` grow: enough that going back to 1 costs little. Squared gradients
+overflow that much earlier: in single precision at 10¹⁷ and β₂ = 0.999 instead of 10¹⁸."""
 
 TINY = 1e-25
-"""Moments below this are zeroed once an epoch: denormal numbers slow a step down to twice its time and more.
-"""
+"""Moments below this are zeroed once an epoch: on some processors denormal numbers slow a step down to twice
+its time and more."""
 
 
 class WeightedSum:
@@ -74,6 +75,19 @@ class WeightedSum:
         self._scale((1 - self.decay) / (1 - decay) * self.decay**self.age)
         self.age = 0
         self._set_decay(decay)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {"array": self.array.copy(), "age": self.age, "decay": np.array(self.decay)}
+
+    def restore(self, snapshot: Any) -> None:
+        """Continue from a `snapshot`; with the average as it was, where that has another β."""
+        if not isinstance(snapshot, Mapping):  # older checkpoints have the sum itself
+            snapshot = {"array": snapshot, "age": 0}
+        own = self.decay
+        self._set_decay(snapshot.get("decay", own))
+        self.array[...], self.age = snapshot["array"], snapshot["age"]
+        self.change_decay(own)
 
     def plan(self, steps: int) -> tuple[Any, range]:
         """The weights w (steps, …) of the next `steps` steps, and before which of these to `renew`."""
@@ -140,7 +154,8 @@ class Optimizer:
     def steps(self, learning_rate: Any, count: int) -> Iterator[None]:
         """Prepare `count` steps, one each time that the iterator is advanced: run `line` after each.
 
-        The bias correction moves on by all of them at the first.
+        The bias correction and the moments' ages move on by all of them at the first: whoever stops before the
+        last has to end the training.
         """
         weights, renewals = {}, dict[int, list[Call]]()
         for name, moment in self.moments.items():
@@ -163,18 +178,13 @@ class Optimizer:
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
-        moments = {
-            name: {"array": moment.array.copy(), "age": moment.age} for name, moment in self.moments.items()
-        }
+        moments = {name: moment.snapshot() for name, moment in self.moments.items()}
         return {**moments, "decayed_1": self.decayed_1.copy(), "decayed_2": self.decayed_2.copy()}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Continue from a `snapshot`, which was taken with the momentum that this optimizer has now."""
+        """Continue from a `snapshot`; moments that were taken with another β keep their average."""
         for name, moment in self.moments.items():
-            kept = snapshot[name]
-            if not isinstance(kept, Mapping):  # older checkpoints have the sum itself
-                kept = {"array": kept, "age": 0}
-            moment.array[...], moment.age = kept["array"], kept["age"]
+            moment.restore(snapshot[name])
         self.decayed_1, self.decayed_2 = np.array(snapshot["decayed_1"]), np.array(snapshot["decayed_2"])
 
     def _line(self) -> list[Call]:

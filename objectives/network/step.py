@@ -30,6 +30,10 @@ CACHED_BYTES = 1_048_576
 """Bytes of training rows gathered at once: small enough to stay in cache, enough to spread the cost."""
 
 
+MOST_SLOTS = 256
+"""Batches gathered at once, at most: each has a line of calls of its own, which takes time to write down."""
+
+
 class Regularization:
     """L1, L2 and dropout, as arrays that bound calls read, so that they can change while training runs.
 
@@ -96,7 +100,7 @@ class Step:
         self.named_gradient = architecture.views(gradient)
         inputs, classes = architecture.sizes[0], architecture.sizes[-1]
         row_bytes = inputs * self.dtype.itemsize * int(np.prod(self.lead, dtype=int))
-        self.slots = max(1, min(batches, CACHED_BYTES // (batch * row_bytes)))
+        self.slots = max(1, min(batches, MOST_SLOTS, CACHED_BYTES // (batch * row_bytes)))
         self.rows = self._empty(self.slots * batch, inputs)
         self.label_rows = self._empty(self.slots * batch, classes)
         self.labels = self._empty(self.slots, classes, batch)
@@ -229,8 +233,7 @@ class _Writer:
             terms = self.step.buffer("terms", *vector.shape[len(self.step.lead) :])
             self.call(np.copyto, terms, vector)
             vector = terms
-        rows = Z.reshape(-1, Z.shape[-1])
-        self.line.append(add_outer(rows, factor, vector.reshape(-1), self.step.ones))
+        self.line.append(add_outer(Z, factor, vector, self.step.ones))
 
     def vector(self, name: str, layer: int) -> Array:
         """A named buffer (…, n_l)."""
@@ -299,13 +302,13 @@ class _Writer:
     def relu(self, layer: int, A: Array) -> None:
         """ReLU on the bits as an integer, which is negative where the float is: the larger of it and zero.
 
-        -NaN becomes 0 here, so divergence is looked for in the parameters and gradients, not in activations.
+        Its slope is the sign of that, 0 at 0. -NaN becomes 0 here, so divergence is looked for in the parameters
+        and gradients, not in activations.
         """
         bits = A.view(np.int32 if A.dtype == np.float32 else np.int64)
         zeros = self.step.buffer("zeros", *A.shape[len(self.step.lead) :], dtype=bits.dtype)
-        self.call(
-            np.maximum, bits, zeros, out=bits
-        )  # an array of zeros, as one zero takes four times as long
+        # an array of zeros, as one zero takes four times as long
+        self.call(np.maximum, bits, zeros, out=bits)
         self.call(np.sign, bits, self.block("slope", layer, bits.dtype))
 
     def drop(self, layer: int, A: Array) -> None:

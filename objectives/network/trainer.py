@@ -204,7 +204,8 @@ class Trainer:
                 rows = order[..., first : min(first + batch * step.slots, stop)]
                 step.gather(self.X, self.onehot, rows)
                 filled = rows.shape[-1] // batch
-                for line, _ in zip(lines[:filled], steps, strict=False):
+                for line in lines[:filled]:
+                    next(steps)
                     for call in line:
                         call()
                 done += filled

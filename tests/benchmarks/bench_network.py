@@ -26,7 +26,9 @@ for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 sys.path[:0] = [str(Path(__file__).parents[1] / "numerics"), str(Path(__file__).parents[2])]
 
 import numpy as np  # noqa: E402 - reads the environment when it is imported
+import scipy.linalg  # noqa: E402, F401 - its BLAS is used as well
 import textbook  # noqa: E402
+from threadpoolctl import threadpool_info  # noqa: E402
 
 from objectives.network.architecture import Architecture  # noqa: E402
 from objectives.network.network import Network  # noqa: E402
@@ -149,6 +151,15 @@ CONTESTANTS = {
     "torch fused with DataLoader": lambda *case: torch_eager(*case, fused=True, loader=True),
     "scikit-learn": scikit_learn,
 }
+
+
+def print_kernels() -> None:
+    """For which processor BLAS has taken its kernels, and who said so: the figures hang on it."""
+    for library in threadpool_info():
+        if library["user_api"] == "blas":
+            print(f"{library['internal_api']} {library['version']}, kernels for {library['architecture']}")
+    if chosen := os.environ.get("OPENBLAS_CORETYPE"):
+        print(f"OPENBLAS_CORETYPE={chosen} chose these, not the processor")
 
 
 def available() -> dict[str, Callable]:
@@ -287,6 +298,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the medians to this file")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    print_kernels()
     results = {name: run(options.rounds) for name, run in BENCHMARKS.items() if options.only in (None, name)}
     if options.json:
         options.json.write_text(json.dumps(results, indent=1, default=float))

@@ -126,11 +126,11 @@ class Model:
         if self.state is not StudyState.OPEN:
             return None
         for trial in [] if chooses else self.trials:
-            if trial.state is not WAITING:
-                continue
+            if trial.state is not WAITING or not (trial.leases or self.allows_trial()):
+                continue  # what cannot run now is not looked at
             if trial.enqueued.get("x", 0) > 1:
                 trial.state = FAIL
-            elif trial.leases or self.allows_trial():
+            else:
                 self.begun += not trial.leases
                 return trial
         if not self.allows_trial():

@@ -100,3 +100,16 @@ def test_patience_stops_early_at_the_best_network():
     )
     assert model.epochs_ == int(np.argmin(model.losses_)) + 1 + 5
     assert model.epochs_ < 500
+
+
+@pytest.mark.parametrize("changed", [{"momentum": 0.9}, {"beta_2": 0.9}])
+@pytest.mark.parametrize("epochs", [8, 17])
+def test_a_changed_beta_does_not_throw_training_off(changed: dict[str, float], epochs: int) -> None:
+    X, y = load_iris(return_X_y=True)
+    classifier = NetworkClassifier((16,), momentum=0.5, random_state=0, batch_size=16)
+    for _ in range(epochs):
+        classifier.partial_fit(X, y, classes=np.unique(y))
+    classifier.set_params(**changed)
+    for _ in range(2):
+        classifier.partial_fit(X, y)
+    assert max(classifier.losses_[-2:]) < 0.6

@@ -19,7 +19,7 @@ from objectives.network.architecture import Architecture
 from objectives.network.arrays import aligned_zeros
 from objectives.network.checkpoint import CheckpointError, dump, load
 from objectives.network.network import Network
-from objectives.network.optimizers import LARGEST_WEIGHT, OPTIMIZERS, WeightedSum, create_optimizer
+from objectives.network.optimizers import CHUNK, LARGEST_WEIGHT, OPTIMIZERS, WeightedSum, create_optimizer
 from objectives.network.schedules import SCHEDULES, ReduceOnPlateau, Schedule
 from objectives.network.trainer import EarlyStopping, NotFinite, Settings, Trainer
 
@@ -79,9 +79,10 @@ def test_momentum_by_hand():
 
 def test_chunks_do_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(0)
-    start, g = rng.normal(size=1000), rng.normal(size=1000)
+    start, g = rng.normal(size=(2, 1003)).astype(np.float32)
     results = []
-    for chunk in (49_152, 64):
+    assert CHUNK % 32 == 0
+    for chunk in (CHUNK, 64):
         monkeypatch.setattr("objectives.network.optimizers.CHUNK", chunk)
         p = start.copy()
         optimizer = create_optimizer("adam", p, g)
@@ -204,6 +205,31 @@ def test_an_optimizer_resumes_at_every_age_of_its_moments(name, done):
         take_steps(optimizer, 0.02, 60)
         results.append(p.tobytes())
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", ["adam", "momentum", "rmsprop"])
+@pytest.mark.parametrize("done", [1, 8, 50])
+def test_moments_restored_under_another_beta_keep_their_average(name, done):
+    p, g = np.ones(3), np.array([0.3, -2.0, 1e-3])
+    first = create_optimizer(name, p, g, momentum=0.5, beta_2=0.999)
+    take_steps(first, 0.01, done)
+    second = create_optimizer(name, p.copy(), g, momentum=0.9, beta_2=0.9)
+    second.restore(load(dump(first.snapshot())))
+    for moment, before, after in (("m", 0.5, 0.9), ("v", 0.999, 0.9)):
+        if moment in first.moments:
+            was, now = first.moments[moment], second.moments[moment]
+            average = (1 - before) * was.array * before**was.age
+            np.testing.assert_allclose((1 - after) * now.array, average, rtol=1e-12)
+            assert (now.age, now.decay) == (0, after)
+
+
+def test_relu_learns_nothing_from_zero():
+    """Of rows of zeros, Z is exactly 0 in the hidden layer, where the slope is 0 by convention."""
+    network = Network.random(Architecture((4, 5, 3)), np.random.default_rng(0))
+    settings = Settings(optimizer="sgd", batch_size=8, learning_rate=0.1)
+    Trainer(network, np.zeros((8, 4)), np.arange(8) % 3, settings, [np.random.default_rng(1)]).epoch()
+    assert not network.named["b1"].any()
+    assert network.named["b2"].any()
 
 
 @pytest.mark.parametrize("name", ["adam", "momentum", "rmsprop"])
@@ -342,7 +368,7 @@ def test_divergence_is_noticed_at_once_and_quietly(optimizer):
     ("batch_norm", "name"), [(False, "W1"), (False, "b2"), (True, "W1"), (True, "gamma1")]
 )
 def test_nan_parameters_are_noticed(batch_norm, name):
-    """ReLU by the sign bit turns -NaN into 0, so the parameters themselves have to be looked at."""
+    """ReLU on the bits turns -NaN into 0, so the parameters themselves have to be looked at."""
     training = trainer(batch_norm=batch_norm)
     training.network.named[name][...] = -np.nan
     with pytest.raises(NotFinite):

@@ -481,6 +481,8 @@ class _Loop:
         done = ended_first(pool, [*self._running, *([] if greeting.done() else [greeting])], patience)
         if not done:
             self.watch.look()
+        elif self.watch.is_away:
+            self.watch.look()  # that the service is back is said before what comes from it
         for future in done:
             if future is greeting:
                 continue  # else it broke with all others
@@ -494,8 +496,6 @@ class _Loop:
         except WorkerLostError:
             self._count_loss()
             return
-        if turn.is_away or self.watch.is_away:
-            self.watch.look()  # that the service is back is said before what the turn brings from it
         if turn.outcome is None:
             self._wait_for_more(turn)
             return
@@ -510,7 +510,9 @@ class _Loop:
     def _wait_for_more(self, turn: _Turn) -> None:
         """There was no trial: ask again later, or end."""
         now = time.monotonic()
-        if turn.news and turn.news != self._news:
+        if turn.is_away:
+            self.watch.look()
+        elif turn.news and turn.news != self._news:
             self._news = turn.news
             self.on_news(f"waiting: {turn.news}")
         self._is_idle, self._ask_at = True, now + self._waiting.next()

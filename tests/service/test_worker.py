@@ -90,9 +90,13 @@ def _walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def served(sqlite_url: str) -> Iterator[Served]:
-    with Served(sqlite_url, lease_seconds=2.0) as running:
+def served(request: pytest.FixtureRequest, sqlite_url: str) -> Iterator[Served]:
+    """A service whose leases outlast any stall of a busy machine, unless a test waits for their end."""
+    with Served(sqlite_url, lease_seconds=getattr(request, "param", 120.0)) as running:
         yield running
+
+
+leases_end_soon = pytest.mark.parametrize("served", [2.0], indirect=True, ids=[""])
 
 
 def definition(name: str = "walks", **more: Any) -> StudyDefinition:
@@ -172,6 +176,7 @@ def test_processes_that_never_see_a_database_end_all_studies(tmp_path: Path, ser
     assert served.manager.ask_tell("functions").spent().trials == 0
 
 
+@leases_end_soon
 @pytest.mark.long
 @pytest.mark.slow
 def test_what_a_killed_worker_had_done_is_not_done_again(
@@ -288,6 +293,7 @@ def test_a_stop_reaches_a_dask_cluster(tmp_path: Path, served: Served) -> None:
         assert sum(line.startswith("waiting for 2 trials") for line in news) == 1
 
 
+@leases_end_soon
 @pytest.mark.slow
 def test_a_process_that_dies_is_replaced(
     tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch

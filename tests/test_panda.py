@@ -386,10 +386,10 @@ def test_the_budget_stays_exact(manager: StudyManager) -> None:
 
 def test_the_lease_lives_while_the_person_thinks(manager: StudyManager) -> None:
     session = manager.panda(few(), POINT)
-    session.ask_tell.ledger.lease_seconds = 0.6
+    session.ask_tell.ledger.lease_seconds = 3.0
     with session:
         session.step()
-        time.sleep(1.5)
+        time.sleep(4.0)
         other = manager.ask_tell("few").ask()
         assert other is not None
         assert other.number == 1

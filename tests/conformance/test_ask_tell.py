@@ -509,11 +509,11 @@ def test_a_process_id_that_is_used_again_is_another_process() -> None:
 
 def test_a_heartbeat_keeps_the_lease_through_a_long_epoch(sqlite_url: str) -> None:
     ask_tell = begin(sqlite_url, budget={"trials": 2})
-    ask_tell.ledger.lease_seconds = 0.6
+    ask_tell.ledger.lease_seconds = 3.0
     stolen: list[Lease | None] = []
 
     def slow(trial: optuna.Trial) -> float:
-        time.sleep(1.5)
+        time.sleep(4.0)
         stolen.append(ask_tell_of_another.ask())
         return 1.0
 

@@ -78,11 +78,6 @@ class Architecture:
         """Length of the flat vector."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def offset(self, name: str) -> int:
-        """Where a parameter begins in the flat vector."""
-        names = list(self.shapes)
-        return sum(math.prod(self.shapes[before]) for before in names[: names.index(name)])
-
     def views(self, flat: Array) -> Mapping[str, Array]:
         """The named parameters of `flat` (…, parameters) as views of shape (…, *shape)."""
         lead, start, named = flat.shape[:-1], 0, {}

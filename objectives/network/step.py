@@ -29,7 +29,6 @@ LARGE = 65_536
 CACHED_BYTES = 1_048_576
 """Bytes of training rows gathered at once: small enough to stay in cache, enough to spread the cost."""
 
-
 MOST_SLOTS = 256
 """Batches gathered at once, at most: each has a line of calls of its own, which takes time to write down."""
 

@@ -479,9 +479,7 @@ class _Loop:
             self.watch.look()
             return
         done = ended_first(pool, [*self._running, *([] if greeting.done() else [greeting])], patience)
-        if not done:
-            self.watch.look()
-        elif self.watch.is_away:
+        if not done or self.watch.is_away:
             self.watch.look()  # that the service is back is said before what comes from it
         for future in done:
             if future is greeting:

@@ -21,7 +21,7 @@ from tuner.samplers import (
     explain_trial,
 )
 from tuner.samplers.axes import Axes
-from tuner.samplers.box import BLIND, Box, BoxLength, BoxRules, look, make_box
+from tuner.samplers.box import Box, BoxLength, BoxRules, elsewhere, make_box
 from tuner.samplers.coarse_to_fine import stage_lengths
 from tuner.samplers.gaussian_process import warp
 from tuner.samplers.history import ActivityRules, History, TargetsThen
@@ -152,13 +152,10 @@ def test_pruned_trials_are_worth_at_least_the_median_of_their_time(trials, rando
 
 @given(st.floats(0, 1))
 def test_looks_everywhere_are_spread_evenly(share):
-    kinds = [look(n, share) for n in range(200)]
-    looks = np.cumsum([kind != "box" for kind in kinds])
+    turns = [elsewhere(n, share) for n in range(200)]
+    looks = np.cumsum([turn is not None for turn in turns])
     assert np.all(np.abs(looks - share * np.arange(1, 201)) <= 1 + 1e-9)
-    elsewhere = [kind for kind in kinds if kind != "box"]
-    assert [i for i, kind in enumerate(elsewhere) if kind == "blind"] == [
-        *range(BLIND - 1, len(elsewhere), BLIND)
-    ]
+    assert [turn for turn in turns if turn is not None] == list(range(looks[-1]))
 
 
 def test_important_axes_are_narrowed_first():
@@ -545,6 +542,39 @@ def test_looking_everywhere_protects_where_zooming_must_lose():
     )
     assert zooming <= 1
     assert protected >= zooming + 2
+
+
+def test_looks_everywhere_want_more_by_turns_and_every_fifth_is_blind():
+    study = minimized(CoarseToFineSampler(seed=0), 80)
+    notes = [trial.system_attrs[EXPLANATION] for trial in study.trials[1:]]
+    turns = [(n["look"], n.get("margin", 0.0)) for n in notes if n["look"] in ("everywhere", "blind")]
+    cycle = [*(("everywhere", margin) for margin in (1.0, 0.3, 0.1, 0.0)), ("blind", 0.0)]
+    first = cycle.index(turns[0])
+    assert len(turns) > 20
+    assert turns == [cycle[(first + i) % 5] for i in range(len(turns))]
+    assert any(
+        explain_trial(t).endswith("a look everywhere, for 0.3 deviations more than the best")
+        for t in study.trials
+    )
+
+
+def test_who_wants_more_than_the_best_does_not_look_beside_it():
+    """In a bowl, whose bottom is found soon: without a margin the looks everywhere polish it."""
+
+    def apart(margin):
+        options = ZoomOptions(margins=(margin,))
+        study = minimized(CoarseToFineSampler(seed=0, options=options), 60)
+        points = np.array([[trial.params["x"], trial.params["y"]] for trial in study.trials])
+        values = [trial.value for trial in study.trials]
+        looks = [
+            trial.number
+            for trial in study.trials[1:]
+            if trial.system_attrs[EXPLANATION]["look"] == "everywhere"
+        ]
+        assert len(looks) > 5
+        return np.median([np.linalg.norm(points[n] - points[np.argmin(values[:n])]) for n in looks])
+
+    assert apart(1.0) > 2 * apart(0.0)
 
 
 @pytest.mark.parametrize("seed", [71, 77, 150])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +29,10 @@ __all__ = [
     "BoxLength",
     "BoxRules",
     "BoxState",
-    "Look",
-    "look",
+    "elsewhere",
     "make_box",
     "narrowed",
 ]
-
-
-Look = Literal["box", "everywhere", "blind"]
-"""Where a trial looks: inside the box, or at the whole space, as whoever is inside would choose; or there blindly, so
-that no region is left out for ever.
-"""
-
-BLIND = 5
-"""One look in so many at the whole space is blind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +135,13 @@ class BoxLength:
         return BoxState(rules.start if shorter < rules.least else shorter, changes=changes + 1)
 
 
-def look(number: int, share: float) -> Look:
-    """What trial `number` looks at: `share` of all at the whole space, evenly spread."""
+def elsewhere(number: int, share: float) -> int | None:
+    """Which of the looks at the whole space trial `number` is, counted from 0; None if it looks inside the box.
+
+    `share` of all trials look at the whole space, evenly spread.
+    """
     before = int(number * share)
-    if int((number + 1) * share) == before:
-        return "box"
-    return "blind" if before % BLIND == BLIND - 1 else "everywhere"
+    return before if int((number + 1) * share) > before else None
 
 
 @dataclass(frozen=True, slots=True)

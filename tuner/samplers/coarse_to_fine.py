@@ -177,12 +177,16 @@ LOOKS = {
 
 
 def explain_trial(trial: FrozenTrial) -> str:
-    """Where a trial was looked for, in words: "stage 3, box of length 0.2: rate 0.003–0.02, activation relu"."""
+    """Where a trial was looked for, in words: "stage 3, box of length 0.2: rate 0.003–0.02, activation relu".
+
+    Or "stage 3, a look everywhere, for 0.3 deviations more than the best": see `ZoomOptions.margins`.
+    """
     note = trial.system_attrs.get(EXPLANATION)
     if note is None:
         return "not chosen by coarse-to-fine"
     if note["look"] != "box":
-        return f"stage {note['stage']}, {LOOKS[note['look']]}"
+        more = f", for {note['margin']:g} deviations more than the best" if "margin" in note else ""
+        return f"stage {note['stage']}, {LOOKS[note['look']]}{more}"
     ends = ", ".join(f"{name} {_shown(*described)}" for name, described in note["box"].items())
     return f"stage {note['stage']}, box of length {note['length']:.3g}: {ends}"
 

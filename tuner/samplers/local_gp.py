@@ -2,7 +2,9 @@
 
 Look everywhere first; then in a box around the point that the model believes best, which grows while that helps and
 shrinks while it does not. Important axes, on which the model is short-sighted, are narrowed first. A share of the asks
-looks at the whole space, so that a better hill can still be found: most where the model expects one, some blindly.
+looks at the whole space, so that a better hill can still be found: some blindly, most where the model expects one, by
+turns for little more than the best and for much. That several targets, near and far, are better than one is from
+Jones, "A Taxonomy of Global Optimization Methods Based on Response Surfaces", J. Global Optimization 21 (2001).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from optuna.trial import FrozenTrial
 from threadpoolctl import ThreadpoolController
 
 from tuner.samplers.axes import Axes
-from tuner.samplers.box import Box, BoxLength, BoxRules, BoxState, Look, look, make_box
+from tuner.samplers.box import Box, BoxLength, BoxRules, BoxState, elsewhere, make_box
 from tuner.samplers.gaussian_process import (
     Floats,
     GaussianProcess,
@@ -38,6 +40,11 @@ __all__ = ["BOXES", "EXPLANATION", "ModelZoom", "ZoomOptions", "entropy"]
 EXPLANATION = "coarse-to-fine"
 """System attribute of a trial: where it was looked for."""
 
+Look = Literal["box", "everywhere", "blind"]
+"""Where a trial looks: inside the box, or at the whole space, as whoever is inside would choose; or there blindly, so
+that no region is left out for ever.
+"""
+
 BOXES = "coarse-to-fine: boxes"
 """User attribute of the study: the boxes so far, each with the number of the first trial chosen in it."""
 
@@ -53,14 +60,17 @@ class ZoomOptions:
     """What may be tuned of the tuner.
 
     `startup` is the length of the coarse stage, by default 2 trials a parameter, 6 to 10. `everywhere` is the share of
-    trials that look at the whole space. One in five of them looks blindly, whatever the model believes. While the noise
-    is more than `noise_limit` of the signal, only those look there: the others would find luck. `model_points` is how
-    many points the model has at most (an ask costs their cube), `candidates` and `mutations` how many points it judges,
-    `parents` how many of the best are mutated, `rounds` how often the best candidates are polished.
+    trials that look at the whole space, each for an improvement beyond the next of the `margins`, in standard
+    deviations of what the model is shown: beyond 1 it goes where there may be much more, beyond 0 it polishes what is
+    best. After the last margin one looks blindly, whatever the model believes, and they begin again. While the noise
+    is more than `noise_limit` of the signal, only the blind ones look there: the others would find luck. `model_points`
+    is how many points the model has at most (an ask costs their cube), `candidates` and `mutations` how many points it
+    judges, `parents` how many of the best are mutated, `rounds` how often the best candidates are polished.
     """
 
     startup: int | None = None
     everywhere: float = 0.4
+    margins: tuple[float, ...] = (1.0, 0.3, 0.1, 0.0)
     noise_limit: float = 0.1
     model_points: int = 150
     candidates: int = 512
@@ -177,7 +187,7 @@ class ModelZoom(BaseSampler):
 
     def is_local(self, number: int) -> bool:
         """Whether trial `number` looks inside the box."""
-        return number >= self.startup and look(number, self.options.everywhere) == "box"
+        return number >= self.startup and elsewhere(number, self.options.everywhere) is None
 
     def state(self) -> BoxState:
         """The box's length and what led to it."""
@@ -200,30 +210,37 @@ class ModelZoom(BaseSampler):
         if self.is_coarse(number):
             self._note(study, trial, {"look": "coarse", "stage": 0})
             return self._sobol_row(number)
-        state, kind = self.state(), self._look(number)
+        state, (kind, margin) = self.state(), self._look(number)
         note: dict[str, Any] = {"look": kind, "stage": state.changes + 1}
         if kind == "box":
             belief = self._believe(state.length)
             note |= {"length": state.length, "box": self._described(study, belief.box)}
             self._note_box(study, trial, state, note)
+        if margin and self.inside == "local-gp":
+            note["margin"] = margin
         self._note(study, trial, note)
         match kind:
             case "box":
                 return self._choose(number, belief)
             case "everywhere":
-                return self._choose(number, self._believe(np.inf))
+                return self._choose(number, self._believe(np.inf), margin)
             case "blind":
                 return self._sobol_row(number)
 
-    def _look(self, number: int) -> Look:
-        """Where trial `number` looks: where there is much noise, elsewhere only blindly."""
-        kind = look(number, self.options.everywhere)
-        return "box" if kind == "everywhere" and self._is_noisy() else kind
+    def _look(self, number: int) -> tuple[Look, float]:
+        """Where trial `number` looks, and for how much more than the best; where it is noisy, elsewhere blindly."""
+        turn, margins = elsewhere(number, self.options.everywhere), self.options.margins
+        if turn is None:
+            return "box", 0.0
+        place = turn % (len(margins) + 1)
+        if place == len(margins):
+            return "blind", 0.0
+        return ("box", 0.0) if self._is_noisy() else ("everywhere", margins[place])
 
-    def _choose(self, number: int, belief: Belief) -> Floats:
+    def _choose(self, number: int, belief: Belief, margin: float = 0.0) -> Floats:
         rng = np.random.default_rng((self._seed, number))
         if self.inside == "local-gp":
-            return self._best_candidate(number, rng, belief)
+            return self._best_candidate(number, rng, belief, belief.best - margin)
         tries = self._sobol_points(len(self.axes), number + 8)[number : number + 8]
         units = tries if self.inside == "sobol" else rng.uniform(size=tries.shape)
         rows = self._rules().apply(self._into_box(rng, belief.box, units))
@@ -296,13 +313,14 @@ class ModelZoom(BaseSampler):
 
     # what it proposes
 
-    def _best_candidate(self, number: int, rng: np.random.Generator, belief: Belief) -> Floats:
+    def _best_candidate(self, number: int, rng: np.random.Generator, belief: Belief, target: float) -> Floats:
+        """The candidate of the greatest expected improvement on `target`."""
         axes, rules = self.axes, self._rules()
         model = belief.model.with_pending(axes.features(self._history.running(number)))
 
         def gain(rows: Floats) -> Floats:
             mean, deviation = model.predict(axes.features(rows))
-            gains = log_expected_improvement(mean, deviation, belief.best)
+            gains = log_expected_improvement(mean, deviation, target)
             gains[self._history.contains(rows)] = -np.inf  # nothing is evaluated twice
             return gains
 

@@ -21,11 +21,19 @@ from tuner.samplers import (
     explain_trial,
 )
 from tuner.samplers.axes import Axes
-from tuner.samplers.box import Box, BoxLength, BoxRules, elsewhere, make_box
+from tuner.samplers.box import Box, BoxLength, BoxRules, make_box, turn_everywhere
 from tuner.samplers.coarse_to_fine import stage_lengths
-from tuner.samplers.gaussian_process import warp
+from tuner.samplers.gaussian_process import log_expected_improvement, warp
 from tuner.samplers.history import ActivityRules, History, TargetsThen
-from tuner.samplers.local_gp import EXPLANATION, LOOKED_AT, ZoomOptions, looked_at, milestone, select
+from tuner.samplers.local_gp import (
+    EXPLANATION,
+    LOOKED_AT,
+    ModelZoom,
+    ZoomOptions,
+    looked_at,
+    milestone,
+    select,
+)
 from tuner.scales import from_unit, to_unit
 from tuner.space import Space
 
@@ -152,7 +160,7 @@ def test_pruned_trials_are_worth_at_least_the_median_of_their_time(trials, rando
 
 @given(st.floats(0, 1))
 def test_looks_everywhere_are_spread_evenly(share):
-    turns = [elsewhere(n, share) for n in range(200)]
+    turns = [turn_everywhere(n, share) for n in range(200)]
     looks = np.cumsum([turn is not None for turn in turns])
     assert np.all(np.abs(looks - share * np.arange(1, 201)) <= 1 + 1e-9)
     assert [turn for turn in turns if turn is not None] == list(range(looks[-1]))
@@ -544,37 +552,139 @@ def test_looking_everywhere_protects_where_zooming_must_lose():
     assert protected >= zooming + 2
 
 
-def test_looks_everywhere_want_more_by_turns_and_every_fifth_is_blind():
-    study = minimized(CoarseToFineSampler(seed=0), 80)
+def test_looks_everywhere_ask_for_more_by_turns_and_every_fifth_is_blind(monkeypatch):
+    """The improvement is on the best believed value less the margin."""
+    bests, targets = [], []
+    believe, improvement = ModelZoom._believe, log_expected_improvement
+
+    def noted_belief(self, *args):
+        belief = believe(self, *args)
+        bests.append(belief.best)
+        return belief
+
+    def noted_improvement(mean, deviation, best):
+        targets.append(best)
+        return improvement(mean, deviation, best)
+
+    monkeypatch.setattr(ModelZoom, "_believe", noted_belief)
+    monkeypatch.setattr("tuner.samplers.local_gp.log_expected_improvement", noted_improvement)
+    study = optuna.create_study(sampler=CoarseToFineSampler(seed=0, options=ZoomOptions(noise_limit=np.inf)))
+    cycle = [1.0, 0.3, 0.1, 0.0, "blind"]
+    for number in range(45):
+        bests.clear()
+        targets.clear()
+        trial = study.ask()
+        study.tell(trial, rosenbrock(trial))
+        note = study.trials[number].system_attrs.get(EXPLANATION, {"look": "first"})
+        turn = turn_everywhere(number, 0.4)
+        if note["look"] in ("first", "coarse"):
+            continue
+        wanted = "box" if turn is None else cycle[turn % 5]
+        if wanted in ("box", "blind"):
+            assert note["look"] == wanted
+            assert "margin" not in note
+        else:
+            assert (note["look"], note["margin"]) == ("everywhere", wanted)
+            more = f", for a gain of more than {wanted:g} deviations" if wanted else ""
+            assert explain_trial(study.trials[number]).endswith(f"a look everywhere{more}")
+        if wanted == "blind":
+            assert not targets
+        else:
+            margin = 0.0 if wanted == "box" else wanted
+            assert set(targets) == {bests[-1] - margin}
+
+
+@pytest.mark.parametrize("inside", ["random", "sobol"])
+def test_chance_knows_no_margins(inside):
+    study = minimized(CoarseToFineSampler(inside=inside, seed=0), 40)
     notes = [trial.system_attrs[EXPLANATION] for trial in study.trials[1:]]
-    turns = [(n["look"], n.get("margin", 0.0)) for n in notes if n["look"] in ("everywhere", "blind")]
-    cycle = [*(("everywhere", margin) for margin in (1.0, 0.3, 0.1, 0.0)), ("blind", 0.0)]
-    first = cycle.index(turns[0])
-    assert len(turns) > 20
-    assert turns == [cycle[(first + i) % 5] for i in range(len(turns))]
-    assert any(
-        explain_trial(t).endswith("a look everywhere, for 0.3 deviations more than the best")
-        for t in study.trials
-    )
+    assert any(note["look"] == "everywhere" for note in notes)
+    assert not any("margin" in note for note in notes)
 
 
-def test_who_wants_more_than_the_best_does_not_look_beside_it():
-    """In a bowl, whose bottom is found soon: without a margin the looks everywhere polish it."""
+def test_who_asks_for_more_than_the_best_does_not_look_beside_it():
+    """In a valley whose bottom is found soon: without a margin the looks everywhere polish it."""
 
     def apart(margin):
         options = ZoomOptions(margins=(margin,))
-        study = minimized(CoarseToFineSampler(seed=0, options=options), 60)
+        study = minimized(CoarseToFineSampler(seed=0, options=options), 50)
         points = np.array([[trial.params["x"], trial.params["y"]] for trial in study.trials])
         values = [trial.value for trial in study.trials]
-        looks = [
-            trial.number
-            for trial in study.trials[1:]
-            if trial.system_attrs[EXPLANATION]["look"] == "everywhere"
-        ]
+        looks = [t.number for t in study.trials[1:] if t.system_attrs[EXPLANATION]["look"] == "everywhere"]
         assert len(looks) > 5
         return np.median([np.linalg.norm(points[n] - points[np.argmin(values[:n])]) for n in looks])
 
-    assert apart(1.0) > 2 * apart(0.0)
+    assert apart(1.0) > 4 * apart(0.0)
+
+
+def found_the_other_hill(margins, seed):
+    """Whether 60 trials find the deeper and narrower of two smooth wells that are far apart."""
+
+    def objective(trial):
+        point = np.array([trial.suggest_float(name, 0, 1) for name in "xy"])
+        wide = 4 * ((point - [0.2, 0.25]) ** 2).sum()
+        narrow = 25 * ((point - [0.85, 0.8]) ** 2).sum() - 0.3
+        return -np.logaddexp(-20 * wide, -20 * narrow) / 20
+
+    study = optuna.create_study(sampler=CoarseToFineSampler(seed=seed, options=ZoomOptions(margins=margins)))
+    study.optimize(objective, n_trials=60)
+    return study.best_value < -0.1
+
+
+def test_a_climb_gains_stays_in_the_box_and_keeps_categories():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    for _ in range(30):
+        trial = study.ask(MIXED)
+        far = (
+            abs(trial.params["x"] - 1)
+            + abs(np.log10(trial.params["rate"]) + 2)
+            + abs(trial.params["drop"] - 0.4)
+        )
+        study.tell(trial, far + trial.params["layers"] / 9 + (trial.params["kind"] == "a"))
+    zoom = CoarseToFineSampler(seed=0).zoom
+    zoom.update(study)
+    axes, belief, rng = zoom.axes, zoom._believe(0.3), np.random.default_rng(0)
+    rows = zoom._into_box(rng, belief.box, rng.uniform(size=(20, len(axes))))
+
+    def gains(rows):
+        return log_expected_improvement(*belief.model.predict(axes.features(rows)), belief.best)
+
+    climbed = zoom._climbed(rows, belief.model, belief.box, belief.best)
+    smooth = [axes.names.index(name) for name in ("x", "rate")]
+    levels = np.setdiff1d(axes.numeric, smooth)
+    assert np.array_equal(climbed[:, axes.categorical], rows[:, axes.categorical])
+    assert np.all(climbed[:, smooth] >= belief.box.low[smooth])
+    assert np.all(climbed[:, smooth] <= belief.box.high[smooth])
+    np.testing.assert_array_equal(axes.snap(climbed.copy()), climbed)
+    assert np.median(gains(climbed) - gains(rows)) > 1
+    unmoved = climbed.copy()
+    unmoved[:, levels] = rows[:, levels]
+    assert np.mean(gains(unmoved) > gains(rows)) > 0.5
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_asking_for_more_finds_the_other_hill():
+    asking, polishing = (
+        sum(found_the_other_hill(margins, seed) for seed in range(12))
+        for margins in ((1.0, 0.3, 0.1, 0.0), (0.0,))
+    )
+    assert asking > polishing
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"margins": ()}, "margins needs"),
+        ({"margins": (0.1, -1.0)}, "at least 0; got"),
+        ({"margins": (float("nan"),)}, "finite"),
+        ({"margins": (float("inf"),)}, "finite"),
+        ({"everywhere": 1.5}, "got 1.5"),
+    ],
+)
+def test_illegal_options_of_the_model_are_refused(options, words):
+    with pytest.raises(DefinitionError, match=words):
+        ZoomOptions(**options)
 
 
 @pytest.mark.parametrize("seed", [71, 77, 150])

@@ -84,6 +84,23 @@ def test_the_gradient_of_the_posterior_along_a_random_direction(seed):
     assert gradient @ along == pytest.approx((f(h) - f(-h)) / (2 * h), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("below", [0.0, 0.3, 3.0, 300.0])
+def test_the_gradient_of_the_improvement(below):
+    """Central differences, near the best value and far below it; two features share an axis."""
+    X, y = points(40)
+    axis = np.array([0, 1, 1])
+    model = GaussianProcess.condition(X, axis, y, Hyperparameters(LENGTHS[:2], 0.01))
+    best = float(model.predict_mean(X).min()) - below
+    for point in points(5, seed=3)[0]:
+        value, gradient = model.improvement_gradient(point, best)
+        ends = np.concatenate([point + 1e-5 * np.eye(3), point - 1e-5 * np.eye(3), point[None]])
+        found = log_expected_improvement(*model.predict(ends), best)
+        assert value == pytest.approx(found[6], rel=1e-9)
+        np.testing.assert_allclose(
+            gradient, (found[:3] - found[3:6]) / 2e-5, rtol=1e-5, atol=1e-5 * abs(found[6])
+        )
+
+
 def test_fitting_finds_the_axes_that_matter():
     rng = np.random.default_rng(0)
     X = rng.uniform(size=(60, 4))

@@ -29,9 +29,9 @@ __all__ = [
     "BoxLength",
     "BoxRules",
     "BoxState",
-    "elsewhere",
     "make_box",
     "narrowed",
+    "turn_everywhere",
 ]
 
 
@@ -135,10 +135,10 @@ class BoxLength:
         return BoxState(rules.start if shorter < rules.least else shorter, changes=changes + 1)
 
 
-def elsewhere(number: int, share: float) -> int | None:
-    """Which of the looks at the whole space trial `number` is, counted from 0; None if it looks inside the box.
+def turn_everywhere(number: int, share: float) -> int | None:
+    """The turn of trial `number` among those that look at the whole space, from 0; None if it is not one of them.
 
-    `share` of all trials look at the whole space, evenly spread.
+    `share` of all trials are, evenly spread; those of the coarse stage have turns that are not used.
     """
     before = int(number * share)
     return before if int((number + 1) * share) > before else None

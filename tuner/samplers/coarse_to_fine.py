@@ -36,8 +36,9 @@ class CoarseToFineSampler(BaseSampler):
 
     A coarse stage of 2 trials a parameter (6 to 10) looks everywhere. Then the box doubles when trials in it succeed
     and halves when they fail; it is centred where a Gaussian process believes the best finished point to be and
-    narrowed first along the axes that matter most; two fifths of the trials go on looking everywhere. The box is a
-    function of the finished trials: every worker and every restart sees the same one.
+    narrowed first along the axes that matter most; two fifths of the trials go on looking everywhere, by turns
+    for little more than the best and for much. The box is a function of the finished trials: every worker and every
+    restart sees the same one.
 
     With several objectives each trial sees them as one, with weights of its own (`tuner.samplers.scalarization`).
 
@@ -179,13 +180,13 @@ LOOKS = {
 def explain_trial(trial: FrozenTrial) -> str:
     """Where a trial was looked for, in words: "stage 3, box of length 0.2: rate 0.003–0.02, activation relu".
 
-    Or "stage 3, a look everywhere, for 0.3 deviations more than the best": see `ZoomOptions.margins`.
+    Or "stage 3, a look everywhere, for a gain of more than 0.3 deviations": see `ZoomOptions.margins`.
     """
     note = trial.system_attrs.get(EXPLANATION)
     if note is None:
         return "not chosen by coarse-to-fine"
     if note["look"] != "box":
-        more = f", for {note['margin']:g} deviations more than the best" if "margin" in note else ""
+        more = f", for a gain of more than {note['margin']:g} deviations" if note.get("margin") else ""
         return f"stage {note['stage']}, {LOOKS[note['look']]}{more}"
     ends = ", ".join(f"{name} {_shown(*described)}" for name, described in note["box"].items())
     return f"stage {note['stage']}, box of length {note['length']:.3g}: {ends}"

@@ -3,8 +3,9 @@
 Look everywhere first; then in a box around the point that the model believes best, which grows while that helps and
 shrinks while it does not. Important axes, on which the model is short-sighted, are narrowed first. A share of the asks
 looks at the whole space, so that a better hill can still be found: some blindly, most where the model expects one, by
-turns for little more than the best and for much. That several targets, near and far, are better than one is from
-Jones, "A Taxonomy of Global Optimization Methods Based on Response Surfaces", J. Global Optimization 21 (2001).
+turns for little more than the best and for much. Targets both near and far are from Jones, "A Taxonomy of Global
+Optimization Methods Based on Response Surfaces", J. Global Optimization 21 (2001), there for the probability of
+improvement; here for the expected one, a target at a time.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 from threadpoolctl import ThreadpoolController
 
+from tuner.errors import DefinitionError
 from tuner.samplers.axes import Axes
-from tuner.samplers.box import Box, BoxLength, BoxRules, BoxState, elsewhere, make_box
+from tuner.samplers.box import Box, BoxLength, BoxRules, BoxState, make_box, turn_everywhere
 from tuner.samplers.gaussian_process import (
     Floats,
     GaussianProcess,
@@ -45,6 +47,9 @@ Look = Literal["box", "everywhere", "blind"]
 that no region is left out for ever.
 """
 
+BLIND = 5
+"""One look in so many at the whole space is blind."""
+
 BOXES = "coarse-to-fine: boxes"
 """User attribute of the study: the boxes so far, each with the number of the first trial chosen in it."""
 
@@ -60,12 +65,16 @@ class ZoomOptions:
     """What may be tuned of the tuner.
 
     `startup` is the length of the coarse stage, by default 2 trials a parameter, 6 to 10. `everywhere` is the share of
-    trials that look at the whole space, each for an improvement beyond the next of the `margins`, in standard
-    deviations of what the model is shown: beyond 1 it goes where there may be much more, beyond 0 it polishes what is
-    best. After the last margin one looks blindly, whatever the model believes, and they begin again. While the noise
-    is more than `noise_limit` of the signal, only the blind ones look there: the others would find luck. `model_points`
-    is how many points the model has at most (an ask costs their cube), `candidates` and `mutations` how many points it
-    judges, `parents` how many of the best are mutated, `rounds` how often the best candidates are polished.
+    trials that look at the whole space, one in five of them blindly, whatever the model believes. With `local-gp` the
+    others ask for an improvement by more than the `margins`, one after the other, in standard deviations of the warped
+    values (`warp`: they shrink as the better half draws together). A margin of 1 goes where there may be much more, 0
+    polishes what is best. While the noise is more than `noise_limit` of the signal, only the blind ones look there: the
+    others would find luck. `model_points` is how many points the model has at most (an ask costs their cube),
+    `candidates` and `mutations` how many points it judges, `parents` how many of the best are mutated, `ascents` from
+    how many candidates it climbs, `steps` how far at most, `rounds` how often the best are polished.
+
+    Raises:
+        DefinitionError: a share that is not in [0, 1], or margins that are not at least one finite number ≥ 0.
     """
 
     startup: int | None = None
@@ -76,9 +85,17 @@ class ZoomOptions:
     candidates: int = 512
     mutations: int = 384
     parents: int = 5
+    ascents: int = 5
+    steps: int = 15
     rounds: int = 3
     rules: BoxRules = field(default_factory=BoxRules)
     prior: Prior = field(default_factory=Prior)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.everywhere <= 1:
+            raise DefinitionError(f"everywhere needs to be a share from 0 to 1; got {self.everywhere}")
+        if not self.margins or not all(0 <= margin < np.inf for margin in self.margins):
+            raise DefinitionError(f"margins needs to be finite numbers of at least 0; got {self.margins}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +204,7 @@ class ModelZoom(BaseSampler):
 
     def is_local(self, number: int) -> bool:
         """Whether trial `number` looks inside the box."""
-        return number >= self.startup and elsewhere(number, self.options.everywhere) is None
+        return number >= self.startup and turn_everywhere(number, self.options.everywhere) is None
 
     def state(self) -> BoxState:
         """The box's length and what led to it."""
@@ -210,34 +227,40 @@ class ModelZoom(BaseSampler):
         if self.is_coarse(number):
             self._note(study, trial, {"look": "coarse", "stage": 0})
             return self._sobol_row(number)
-        state, (kind, margin) = self.state(), self._look(number)
+        state, kind = self.state(), self._look(number)
         note: dict[str, Any] = {"look": kind, "stage": state.changes + 1}
-        if kind == "box":
-            belief = self._believe(state.length)
-            note |= {"length": state.length, "box": self._described(study, belief.box)}
-            self._note_box(study, trial, state, note)
-        if margin and self.inside == "local-gp":
-            note["margin"] = margin
-        self._note(study, trial, note)
         match kind:
             case "box":
-                return self._choose(number, belief)
+                belief = self._believe(state.length)
+                note |= {"length": state.length, "box": self._described(study, belief.box)}
+                self._note_box(study, trial, state, note)
+                row = self._choose(number, belief, 0.0)
             case "everywhere":
-                return self._choose(number, self._believe(np.inf), margin)
+                margin = self._margin(number)
+                if self.inside == "local-gp":
+                    note["margin"] = margin
+                row = self._choose(number, self._believe(np.inf), margin)
             case "blind":
-                return self._sobol_row(number)
+                row = self._sobol_row(number)
+        self._note(study, trial, note)
+        return row
 
-    def _look(self, number: int) -> tuple[Look, float]:
-        """Where trial `number` looks, and for how much more than the best; where it is noisy, elsewhere blindly."""
-        turn, margins = elsewhere(number, self.options.everywhere), self.options.margins
+    def _look(self, number: int) -> Look:
+        """Where trial `number` looks: while there is much noise, at the whole space only blindly."""
+        turn = turn_everywhere(number, self.options.everywhere)
         if turn is None:
-            return "box", 0.0
-        place = turn % (len(margins) + 1)
-        if place == len(margins):
-            return "blind", 0.0
-        return ("box", 0.0) if self._is_noisy() else ("everywhere", margins[place])
+            return "box"
+        if turn % BLIND == BLIND - 1:
+            return "blind"
+        return "box" if self._is_noisy() else "everywhere"
 
-    def _choose(self, number: int, belief: Belief, margin: float = 0.0) -> Floats:
+    def _margin(self, number: int) -> float:
+        """By how much more than the best trial `number` is to improve: the margins take turns."""
+        turn = turn_everywhere(number, self.options.everywhere) or 0
+        led = turn - turn // BLIND  # without the blind ones before it
+        return self.options.margins[led % len(self.options.margins)]
+
+    def _choose(self, number: int, belief: Belief, margin: float) -> Floats:
         rng = np.random.default_rng((self._seed, number))
         if self.inside == "local-gp":
             return self._best_candidate(number, rng, belief, belief.best - margin)
@@ -314,7 +337,7 @@ class ModelZoom(BaseSampler):
     # what it proposes
 
     def _best_candidate(self, number: int, rng: np.random.Generator, belief: Belief, target: float) -> Floats:
-        """The candidate of the greatest expected improvement on `target`."""
+        """Where the expected improvement on `target` is greatest, E[max(target − f, 0)]."""
         axes, rules = self.axes, self._rules()
         model = belief.model.with_pending(axes.features(self._history.running(number)))
 
@@ -326,6 +349,8 @@ class ModelZoom(BaseSampler):
 
         rows = rules.apply(self._candidates(rng, belief))
         gains = gain(rows)
+        climbed = rules.apply(self._climbed(rows[self._starts(gains)], model, belief.box, target))
+        rows, gains = np.concatenate([rows, climbed]), np.concatenate([gains, gain(climbed)])
         for step in [0.1, 0.03, 0.01, 0.003][: self.options.rounds]:
             best = np.argsort(-gains, kind="stable")[:4]
             near = rules.apply(self._near(rng, rows[best], belief.box, step))
@@ -334,6 +359,41 @@ class ModelZoom(BaseSampler):
             return self._sobol_row(number)
         row: Floats = rows[int(np.argmax(gains))]
         return row
+
+    def _starts(self, gains: Floats) -> NDArray[np.intp]:
+        """Where to climb from: the best of all, and the best of those that are from all over, the first ones."""
+        count = self.options.ascents
+        scattered = np.argsort(-gains[: self.options.candidates], kind="stable")[:count]
+        starts = dict.fromkeys([int(np.argmax(gains)), *scattered.tolist()])
+        return np.array(list(starts)[:count], dtype=np.intp)
+
+    def _climbed(self, rows: Floats, model: GaussianProcess, box: Box, target: float) -> Floats:
+        """Rows (m, axes), their active numbers moved to where the expected improvement is greatest nearby, by L-BFGS-B.
+
+        They stay in the box; levels are climbed as if there were places between them, categories stay as they are.
+        """
+        axes, climbed = self.axes, rows.copy()
+        for row, features in zip(climbed, axes.features(rows), strict=True):
+            free = axes.numeric[~np.isnan(row[axes.numeric])]
+            places, start = axes.first_feature[free], row[free]
+
+            def loss(x: Floats, features: Floats = features, places: Any = places) -> tuple[float, Floats]:
+                features[places] = x
+                value, gradient = model.improvement_gradient(features, target)
+                return -value, -gradient[places]
+
+            if len(free):
+                row[free] = scipy.optimize.minimize(
+                    loss,
+                    start,
+                    jac=True,
+                    method="L-BFGS-B",
+                    bounds=list(
+                        zip(np.minimum(box.low[free], start), np.maximum(box.high[free], start), strict=True)
+                    ),
+                    options={"maxiter": self.options.steps, "maxfun": 2 * self.options.steps},
+                ).x
+        return axes.snap(climbed)
 
     def _candidates(self, rng: np.random.Generator, belief: Belief) -> Floats:
         points = self._sobol_points(len(self.axes), self.options.candidates)[: self.options.candidates]

@@ -263,7 +263,7 @@ class ModelZoom(BaseSampler):
     def _choose(self, number: int, belief: Belief, margin: float) -> Floats:
         rng = np.random.default_rng((self._seed, number))
         if self.inside == "local-gp":
-            return self._best_candidate(number, rng, belief, belief.best - margin)
+            return self._best_candidate(number, rng, belief, margin)
         tries = self._sobol_points(len(self.axes), number + 8)[number : number + 8]
         units = tries if self.inside == "sobol" else rng.uniform(size=tries.shape)
         rows = self._rules().apply(self._into_box(rng, belief.box, units))
@@ -336,10 +336,16 @@ class ModelZoom(BaseSampler):
 
     # what it proposes
 
-    def _best_candidate(self, number: int, rng: np.random.Generator, belief: Belief, target: float) -> Floats:
-        """Where the expected improvement on `target` is greatest, E[max(target − f, 0)]."""
+    def _best_candidate(self, number: int, rng: np.random.Generator, belief: Belief, margin: float) -> Floats:
+        """Where the improvement by more than `margin` is expected to be greatest: E[max(best − margin − f, 0)].
+
+        Running trials are taken for what the model believes of them, also if that is the best: else who asks next
+        would be sent to the same place.
+        """
         axes, rules = self.axes, self._rules()
-        model = belief.model.with_pending(axes.features(self._history.running(number)))
+        running = axes.features(self._history.running(number))
+        model = belief.model.with_pending(running)
+        target = min([belief.best, *belief.model.predict_mean(running)]) - margin
 
         def gain(rows: Floats) -> Floats:
             mean, deviation = model.predict(axes.features(rows))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tuner.definition import ComparisonDefinition, StudyDefinition
     from tuner.errors import TunerError
     from tuner.manager import StudyManager
-    from tuner.samplers import CoarseToFineSampler
+    from tuner.samplers import CoarseToFineSampler, ZoomOptions, explain_trial
 
 __all__ = [
     "CoarseToFineSampler",
@@ -19,6 +19,8 @@ __all__ = [
     "StudyDefinition",
     "StudyManager",
     "TunerError",
+    "ZoomOptions",
+    "explain_trial",
 ]
 
 _HOMES = {
@@ -28,6 +30,8 @@ _HOMES = {
     "StudyDefinition": "definition",
     "StudyManager": "manager",
     "TunerError": "errors",
+    "ZoomOptions": "samplers",
+    "explain_trial": "samplers",
 }
 """Where each lives. It is loaded when it is first named: `tuner-health` needs none of it, and has no second to wait."""
 

@@ -439,7 +439,7 @@ def test_boxes_are_stored_with_the_study_and_trials_explained():
     words = [explain_trial(trial) for trial in study.trials]
     assert words[3] == "stage 0, the coarse look"
     assert any("box of length" in w and "x " in w for w in words)
-    assert explain_trial(minimized(optuna.samplers.RandomSampler(0), 1).trials[0]).startswith("not chosen")
+    assert explain_trial(minimized(optuna.samplers.RandomSampler(0), 1).trials[0]).startswith("not placed")
 
 
 def test_boxes_are_in_the_databases_terms():
@@ -478,7 +478,8 @@ def test_stage_lengths_share_the_budget():
         ({"stages": (3,), "best": 1}, "at least 2"),
         ({"stages": (3,), "padding": -1.0}, "at least 0"),
         ({"stages": (3,), "inside": "local-gp"}, "takes no stages"),
-        ({"inside": "sbol"}, "sbol"),
+        ({"inside": "sbol"}, "local-gp, random, sobol, tpe or a sampler; got 'sbol'"),
+        ({"stages": (3,), "inside": "sbol"}, "got 'sbol'"),
     ],
 )
 def test_illegal_options_are_refused(options, words):
@@ -585,13 +586,24 @@ def test_looks_everywhere_ask_for_more_by_turns_and_every_fifth_is_blind(monkeyp
             assert "margin" not in note
         else:
             assert (note["look"], note["margin"]) == ("everywhere", wanted)
-            more = f", for a gain of more than {wanted:g} deviations" if wanted else ""
+            more = f", for a gain of more than {wanted:g} standard deviations" if wanted else ""
             assert explain_trial(study.trials[number]).endswith(f"a look everywhere{more}")
         if wanted == "blind":
             assert not targets
         else:
             margin = 0.0 if wanted == "box" else wanted
             assert set(targets) == {bests[-1] - margin}
+
+
+def test_an_explanation_tells_what_is_nearly_one_from_one():
+    note = {
+        "look": "box",
+        "stage": 2,
+        "length": 0.5,
+        "box": {"momentum": [0.5, 0.99994], "rate": [0.0012345, 12.345]},
+    }
+    trial = create_trial(value=0.0, system_attrs={EXPLANATION: note})
+    assert explain_trial(trial) == "stage 2, box of length 0.5: momentum 0.5–0.99994, rate 0.00123–12.3"
 
 
 @pytest.mark.parametrize("inside", ["random", "sobol"])
@@ -679,7 +691,17 @@ def test_asking_for_more_finds_the_other_hill():
         ({"margins": (0.1, -1.0)}, "at least 0; got"),
         ({"margins": (float("nan"),)}, "finite"),
         ({"margins": (float("inf"),)}, "finite"),
+        ({"margins": 0.5}, "a tuple of numbers; got 0.5"),
+        ({"margins": "abc"}, "a tuple"),
+        ({"margins": ("a",)}, "finite"),
         ({"everywhere": 1.5}, "got 1.5"),
+        ({"everywhere": None}, "got None"),
+        ({"noise_limit": -1}, "noise_limit"),
+        ({"startup": 0}, "startup needs to be a whole number, 1 or more; got 0"),
+        ({"ascents": 0}, "ascents needs to be a whole number, 1 or more; got 0"),
+        ({"candidates": 2.5}, "candidates needs .* got 2.5"),
+        ({"rounds": -1}, "rounds needs to be a whole number, 0 or more; got -1"),
+        ({"model_points": 0}, "model_points needs to be a whole number, 10 or more"),
     ],
 )
 def test_illegal_options_of_the_model_are_refused(options, words):

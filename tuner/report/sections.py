@@ -338,7 +338,8 @@ def _boxes(result: ComparisonResult) -> Html | None:
         ]
         caption = (
             f"The run of {arm} with seed {run.seed}: shaded, the box in which it looked closer; points are trials "
-            "(open: pruned or failed), those outside the box looked everywhere; the star is the best."
+            "(open: pruned or failed). Outside the box are those that looked everywhere, and some that changed a good "
+            "point a little. The star is the best."
         )
         plots_ = tag("div", *plots, class_="plots")
         return titled("From coarse to fine", plots_, tag("p", caption, class_="note"))

@@ -67,6 +67,7 @@ __all__ = [
     "StudyView",
     "TierSampler",
     "ViewSampler",
+    "ZoomOptions",
     "able",
     "build_sampler",
     "explain_trial",

@@ -8,8 +8,9 @@ a model place the box and choose inside it; `BoxedSampler` lets any other sample
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import optuna
@@ -165,9 +166,11 @@ def _named(inside: Inside | BaseSampler, seed: int | None) -> BaseSampler:
         return TPESampler(seed=seed)
     if inside == "random":
         return RandomSampler(seed)
-    raise DefinitionError(
-        f"inside {inside!r} has a box of its own and takes no stages; random, tpe or a sampler do"
-    )
+    if inside in ("local-gp", "sobol"):
+        raise DefinitionError(
+            f"inside {inside!r} has a box of its own and takes no stages; random, tpe or a sampler do"
+        )
+    raise DefinitionError(f"inside needs to be {', '.join(get_args(Inside))} or a sampler; got {inside!r}")
 
 
 LOOKS = {
@@ -180,13 +183,16 @@ LOOKS = {
 def explain_trial(trial: FrozenTrial) -> str:
     """Where a trial was looked for, in words: "stage 3, box of length 0.2: rate 0.003–0.02, activation relu".
 
-    Or "stage 3, a look everywhere, for a gain of more than 0.3 deviations": see `ZoomOptions.margins`.
+    Or "stage 3, a look everywhere, for a gain of more than 0.3 standard deviations": see `ZoomOptions.margins`. In a
+    stage of a box a trial lies in it, or beside it where a good point near its edge was changed.
     """
     note = trial.system_attrs.get(EXPLANATION)
     if note is None:
-        return "not chosen by coarse-to-fine"
+        return "not placed by coarse-to-fine: at random, or by somebody else"
     if note["look"] != "box":
-        more = f", for a gain of more than {note['margin']:g} deviations" if note.get("margin") else ""
+        more = (
+            f", for a gain of more than {note['margin']:g} standard deviations" if note.get("margin") else ""
+        )
         return f"stage {note['stage']}, {LOOKS[note['look']]}{more}"
     ends = ", ".join(f"{name} {_shown(*described)}" for name, described in note["box"].items())
     return f"stage {note['stage']}, box of length {note['length']:.3g}: {ends}"
@@ -194,8 +200,14 @@ def explain_trial(trial: FrozenTrial) -> str:
 
 def _shown(first: Any, second: Any) -> str:
     if isinstance(first, (int, float)) and not isinstance(first, bool):
-        return f"{first:.3g}–{second:.3g}"
+        return f"{_rounded(first)}–{_rounded(second)}"
     return f"{first}"
+
+
+def _rounded(value: float) -> str:
+    """To three digits; of what is nearly 1, like a momentum of 0.9999, as many as tell it from 1."""
+    digits = 3 if not 0 < value < 1 else max(3, math.ceil(-math.log10(1 - value)))
+    return f"{value:.{digits}g}"
 
 
 class BoxedSampler(LensSampler):

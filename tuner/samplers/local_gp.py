@@ -60,6 +60,19 @@ BOXES_KEPT = 200
 """So many of them: an attribute is read and written as a whole."""
 
 
+LEAST = {
+    "startup": 1,
+    "model_points": 10,
+    "candidates": 1,
+    "mutations": 1,
+    "parents": 1,
+    "ascents": 1,
+    "steps": 1,
+    "rounds": 0,
+}
+"""The least that options which count something may be."""
+
+
 @dataclass(frozen=True, slots=True)
 class ZoomOptions:
     """What may be tuned of the tuner.
@@ -74,7 +87,8 @@ class ZoomOptions:
     how many candidates it climbs, `steps` how far at most, `rounds` how often the best are polished.
 
     Raises:
-        DefinitionError: a share that is not in [0, 1], or margins that are not at least one finite number ≥ 0.
+        DefinitionError: a share that is not in [0, 1], margins that are not at least one finite number ≥ 0, a number of
+            points that is too small or not whole.
     """
 
     startup: int | None = None
@@ -92,10 +106,20 @@ class ZoomOptions:
     prior: Prior = field(default_factory=Prior)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.everywhere <= 1:
-            raise DefinitionError(f"everywhere needs to be a share from 0 to 1; got {self.everywhere}")
-        if not self.margins or not all(0 <= margin < np.inf for margin in self.margins):
-            raise DefinitionError(f"margins needs to be finite numbers of at least 0; got {self.margins}")
+        if not isinstance(self.everywhere, (int, float)) or not 0 <= self.everywhere <= 1:
+            raise DefinitionError(f"everywhere needs to be a share from 0 to 1; got {self.everywhere!r}")
+        if not isinstance(self.margins, tuple) or not self.margins:
+            raise DefinitionError(f"margins needs to be a tuple of numbers; got {self.margins!r}")
+        if not all(isinstance(margin, (int, float)) and 0 <= margin < np.inf for margin in self.margins):
+            raise DefinitionError(f"margins needs to be finite numbers of at least 0; got {self.margins!r}")
+        if not self.noise_limit >= 0:
+            raise DefinitionError(f"noise_limit needs to be at least 0; got {self.noise_limit!r}")
+        for name, least in LEAST.items():
+            count = getattr(self, name)
+            if count is None and name == "startup":
+                continue
+            if not isinstance(count, int) or count < least:
+                raise DefinitionError(f"{name} needs to be a whole number, {least} or more; got {count!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +400,8 @@ class ModelZoom(BaseSampler):
     def _climbed(self, rows: Floats, model: GaussianProcess, box: Box, target: float) -> Floats:
         """Rows (m, axes), their active numbers moved to where the expected improvement is greatest nearby, by L-BFGS-B.
 
-        They stay in the box; levels are climbed as if there were places between them, categories stay as they are.
+        They stay in the box, or between it and where they start. Levels are climbed as if there were places between
+        them, categories stay as they are.
         """
         axes, climbed = self.axes, rows.copy()
         for row, features in zip(climbed, axes.features(rows), strict=True):

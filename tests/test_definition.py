@@ -106,6 +106,11 @@ MISTAKES = [
         "1e-40",
     ),
     ({"name": "a", "sampler": "tpe"}, "sampler: needs a table", "'tpe'"),
+    (
+        {"name": "a", "sampler": {"name": "coarse-to-fine", "inside": "random", "stages": [10, 0]}},
+        "sampler.stages.1: input should be greater than or equal to 1",
+        "got 0",
+    ),
     ({"name": "a", "fixed": {"x": float("nan")}}, "fixed.x: ", "nan"),
     ({"name": "a", "space": X, "sampler": {"name": "grid"}}, "a grid needs budget.trials", "sampler.levels"),
     ({"name": "a", "comparison": {"arms": ARMS[:1]}}, "comparison.arms: ", "at least 2"),

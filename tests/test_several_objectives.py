@@ -608,9 +608,9 @@ def test_the_command_line_says_what_cannot_be(tuner: Tuner, tmp_path: Path) -> N
     code, out, _ = tuner("try", "tradeoff.toml", "x0=1", "x1=1", "epochs=2")
     assert code == 0
     assert "trial 0: regret" in out
-    assert "epochs 2; on the Pareto front, of 1 trials now" in out
+    assert "epochs 2; on the Pareto front, of 1 trial now" in out
     code, out, _ = tuner("try", "tradeoff.toml", "x0=1", "x1=1", "epochs=3")
-    assert "not on the Pareto front, of 1 trials now" in out
+    assert "not on the Pareto front, of 1 trial now" in out
     code, _, err = tuner("lineage", "tradeoff")
     assert (code, err) == (
         2,

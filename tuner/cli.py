@@ -49,6 +49,7 @@ from tuner.progress import RunDisplay
 from tuner.report import (
     finite,
     pairs_table,
+    plural,
     problems_table,
     terminal_table,
     write_pngs,
@@ -544,9 +545,13 @@ def worker(  # noqa: PLR0917 - each is an option of the command line
             on_look=look,
         )
     except KeyboardInterrupt:
-        say(f"Stopped. {ended} trials have ended here; what was given back, others take up.")
+        say(f"Stopped. {_ended_here(ended)}; what was given back, others take up.")
         raise typer.Exit(130) from None
-    say(f"{ended} trials have ended here")
+    say(_ended_here(ended))
+
+
+def _ended_here(count: int) -> str:
+    return f"{plural(count, 'trial')} {'has' if count == 1 else 'have'} ended here"
 
 
 def _outcome_line(outcome: Outcome) -> str:
@@ -556,7 +561,7 @@ def _outcome_line(outcome: Outcome) -> str:
         return f"{name} was given back"
     value = "" if outcome.values is None else f", {_told(outcome.values)}"
     why = f" ({outcome.failure})" if outcome.failure else ""
-    return f"{name}: {outcome.state.name.lower()}{value} after {_epochs(outcome.epochs)}{why}"
+    return f"{name}: {outcome.state.name.lower()}{value} after {plural(outcome.epochs, 'epoch')}{why}"
 
 
 @app.command(epilog="**Example**\n\n`tuner adjust digits 12 learning_rate=0.001 momentum=0.95`")
@@ -1052,7 +1057,7 @@ def export_(name: NameArgument, file: FileArgument, storage: StorageOption = DEF
     with new_file(file, "an export", 0o666) as part, part.open("w") as written:
         json.dump(document, written, allow_nan=False, indent=1)
         written.write("\n")
-    _say(f"{name} is in {file} ({len(document['trials'])} trials)")
+    _say(f"{name} is in {file} ({plural(len(document['trials']), 'trial')})")
 
 
 @app.command(
@@ -1069,7 +1074,7 @@ def import_(file: FileArgument, storage: StorageOption = DEFAULT_URL) -> None:
     except DefinitionError as error:
         raise DefinitionError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from None
     StudyManager(storage).import_study(document)
-    _say(f"{document.definition.name} is in {safe_url(storage)} ({len(document.trials)} trials)")
+    _say(f"{document.definition.name} is in {safe_url(storage)} ({plural(len(document.trials), 'trial')})")
 
 
 def _say(line: str) -> None:
@@ -1141,7 +1146,7 @@ def _standing(trial: FrozenTrial, others: Sequence[FrozenTrial], definition: Stu
         why = trial.user_attrs.get("failure") or trial.user_attrs.get("stopped") or trial.state.name.lower()
         reached = [trial.intermediate_values[e] for e in sorted(trial.intermediate_values)[-1:]]
         at = "".join(f", at {_short(value)}" for value in reached)
-        return f"trial {trial.number} ended early ({why}) after {_epochs(epochs)}{at}"
+        return f"trial {trial.number} ended early ({why}) after {plural(epochs, 'epoch')}{at}"
     if definition.objectives:
         return _standing_on_front(trial, others, definition)
     assert trial.value is not None
@@ -1164,7 +1169,7 @@ def _standing_on_front(trial: FrozenTrial, others: Sequence[FrozenTrial], defini
     text = f"trial {trial.number}: {', '.join(f'{o.name} {_short(value)}' for o, value in named)}"
     is_best = on_front([other.values for other in [*others, trial]], definition.directions)
     place = "on the Pareto front" if is_best[-1] else "not on the Pareto front"
-    return f"{text}; {place}, of {sum(is_best)} trials now"
+    return f"{text}; {place}, of {plural(sum(is_best), 'trial')} now"
 
 
 def _ending(session: Session, trial: FrozenTrial) -> str:
@@ -1173,11 +1178,7 @@ def _ending(session: Session, trial: FrozenTrial) -> str:
         return f"{name} was given back: whoever asks next runs it again, with the adjustments made so far"
     value = "" if trial.value is None else f" with value {_short(trial.value)}"
     why = f" ({trial.user_attrs['failure']})" if trial.state is TrialState.FAIL else ""
-    return f"{name} ended as {trial.state.name.lower()}{why}{value} after {_epochs(session.epoch)}"
-
-
-def _epochs(n: int) -> str:
-    return "1 epoch" if n == 1 else f"{n} epochs"
+    return f"{name} ended as {trial.state.name.lower()}{why}{value} after {plural(session.epoch, 'epoch')}"
 
 
 def _point(params: Mapping[str, Any]) -> str:
@@ -1256,7 +1257,7 @@ def _print_front(study: optuna.Study, front: Sequence[FrozenTrial]) -> None:
     directions = [direction.name.lower() for direction in study.directions]
     names = study.metric_names or [f"value {place}" for place in range(len(directions))]
     complete = sum(trial.state is TrialState.COMPLETE for trial in study.get_trials(deepcopy=False))
-    trials = "1 trial" if len(front) == 1 else f"{len(front)} trials"
+    trials = plural(len(front), "trial")
     out.print(
         f"[bold]{escape(study.study_name)}[/bold]: {trials} of {complete} on the Pareto front; no other is as good in "
         "all objectives and better in one",

@@ -23,12 +23,16 @@ def near_miss(word: str, known: Iterable[str]) -> str:
 
 
 def explain_all(errors: Iterable[ErrorDetails], document: Any, model_of: ModelOf) -> list[str]:
-    """Pydantic's validation errors, a line for each place that has one."""
-    by_place: dict[str, str] = {}
+    """Pydantic's validation errors, a line for each place that has one.
+
+    Where a value may be of several kinds, each complains: who got further inside knows better what is wrong.
+    """
+    by_place: dict[tuple[str | int, ...], str] = {}
     for error in errors:
         path, table = _locate(error, document)
-        by_place.setdefault(".".join(map(str, path)), _explain(error, path, table, model_of))
-    return list(by_place.values())
+        by_place.setdefault(tuple(path), _explain(error, path, table, model_of))
+    surrounding = {place[:i] for place in by_place for i in range(1, len(place))}
+    return [line for place, line in by_place.items() if place not in surrounding]
 
 
 def _explain(error: ErrorDetails, path: Path, table: Mapping[str, Any], model_of: ModelOf) -> str:

@@ -480,6 +480,8 @@ def test_stage_lengths_share_the_budget():
         ({"stages": (3,), "inside": "local-gp"}, "takes no stages"),
         ({"inside": "sbol"}, "local-gp, random, sobol, tpe or a sampler; got 'sbol'"),
         ({"stages": (3,), "inside": "sbol"}, "got 'sbol'"),
+        ({"options": {"everywhere": 0.2}}, "needs to be ZoomOptions"),
+        ({"stages": (3,), "options": ZoomOptions()}, "stages have none"),
     ],
 )
 def test_illegal_options_are_refused(options, words):

@@ -532,7 +532,8 @@ class _Loop:
                 pool.hurry()
             self.job.stop(pool)
             if running := sum(not future.done() for future in self._running):
-                self.on_news(f"waiting for {running} trials to end their epoch; Ctrl-C again leaves at once")
+                trials = "a trial to end its" if running == 1 else f"{running} trials to end their"
+                self.on_news(f"waiting for {trials} epoch; Ctrl-C again leaves at once")
             left = set(self._running) - wait_for(self._running, pool.patience)
         except KeyboardInterrupt:
             pool.leave()

@@ -55,8 +55,8 @@ class CoarseToFineSampler(BaseSampler):
         options: of the box and the model.
 
     Raises:
-        DefinitionError: `stages` with an `inside` that needs the model's box, or not at least one trial long; `best`
-            under 2 or `padding` negative.
+        DefinitionError: `stages` with an `inside` that needs the model's box, with `options`, or not at least one trial
+            long; `best` under 2 or `padding` negative; `options` that are no `ZoomOptions`.
 
     Example:
         >>> study = optuna.create_study(sampler=CoarseToFineSampler(seed=0))
@@ -75,6 +75,10 @@ class CoarseToFineSampler(BaseSampler):
         seed: int | None = None,
         options: ZoomOptions | None = None,
     ) -> None:
+        if options is not None and not isinstance(options, ZoomOptions):
+            raise DefinitionError(f"options needs to be ZoomOptions(...); got {options!r}")
+        if options is not None and stages is not None:
+            raise DefinitionError("options are of the adaptive box; stages have none: leave one of them out")
         self._inside, self._stages, self._best, self._padding = inside, stages, best, padding
         self._options, self._is_seeded = options, seed is not None
         self._seed = entropy() if seed is None else seed

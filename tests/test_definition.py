@@ -111,6 +111,32 @@ MISTAKES = [
         "sampler.stages.1: input should be greater than or equal to 1",
         "got 0",
     ),
+    (
+        {"name": "a", "sampler": {"name": "coarse-to-fine", "inside": "random", "stages": []}},
+        "sampler.stages: list should have at least 1 item",
+        "got []",
+    ),
+    (
+        {"name": "a", "sampler": {"name": "coarse-to-fine", "inside": "random", "stages": 10}},
+        "sampler.stages: input should be 'by-priority' or a valid list",
+        "got 10",
+    ),
+    ({"name": "a", "fixed": {"x": [1, float("nan")]}}, "fixed.x.1: input should be a finite number", "nan"),
+    (
+        {"name": "a", "pruner": {"name": "percentile", "percentile": 50.0, "foo": 1}},
+        "pruner.foo: unknown key",
+        "percentile",
+    ),
+    (
+        {"name": "a", "pruner": {"name": "percentile", "percentile": 50.0, "startup_trials": -1}},
+        "pruner.startup_trials: ",
+        "got -1",
+    ),
+    (
+        {"name": "a", "sampler": {"name": "tpe", "tpe": {"startup_trials": 5}}},
+        "sampler.tpe: unknown key",
+        "candidates",
+    ),
     ({"name": "a", "fixed": {"x": float("nan")}}, "fixed.x: ", "nan"),
     ({"name": "a", "space": X, "sampler": {"name": "grid"}}, "a grid needs budget.trials", "sampler.levels"),
     ({"name": "a", "comparison": {"arms": ARMS[:1]}}, "comparison.arms: ", "at least 2"),
@@ -161,10 +187,34 @@ def test_a_mistake_is_one_line_with_source_key_rule_and_value(
     assert shows in line
 
 
-def test_two_mistakes_are_two_lines() -> None:
+@pytest.mark.parametrize(
+    ("document", "places"),
+    [
+        ({"name": "a", "sede": 1, "budget": {"trials": 0}}, ["sede", "budget.trials"]),
+        (
+            {"name": "a", "space": {"learning rate": {"low": 1, "high": 2, "scal": "log"}}},
+            ["space.learning rate", "space.learning rate.scal"],
+        ),
+        ({"name": "a", "space": {"bad name": {"low": 1}}}, ["space.bad name", "space.bad name.high"]),
+        (
+            {"name": "a", "space": {"x": {"float": {"low": 0, "high": 1}}}},
+            ["space.x.float", "space.x.low", "space.x.high"],
+        ),
+        (
+            {"name": "a", "pruner": {"name": "percentile", "percentile": 200.0, "startup_trials": -1}},
+            ["pruner.percentile", "pruner.startup_trials"],
+        ),
+        (
+            {"name": "a", "sampler": {"name": "tpe", "startup_trials": -1, "tpe": {"startup_trials": 5}}},
+            ["sampler.startup_trials", "sampler.tpe"],
+        ),
+    ],
+)
+def test_each_mistake_is_a_line(document: dict[str, Any], places: list[str]) -> None:
     with pytest.raises(DefinitionError) as caught:
-        StudyDefinition.parse({"name": "a", "sede": 1, "budget": {"trials": 0}}, "my.toml")
-    assert len(str(caught.value).splitlines()) == 2
+        StudyDefinition.parse(document, "my.toml")
+    lines = str(caught.value).splitlines()
+    assert sorted(line.split(": ")[1] for line in lines) == sorted(places)
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))

@@ -35,6 +35,7 @@ from tuner.errors import ConflictError, DefinitionError, LeaseLostError, NotFoun
 from tuner.ledger import ENDED_BY_HAND, Command, Ending, HeldLease, Ledger, Owner, Spent, StudyState
 from tuner.samplers import HeldWrites, PopulationSettings, Segment, StudyView, build_sampler, segment_of
 from tuner.storage import SYSTEM_ATTRS, USER_ATTRS, Mode, in_turn, patiently
+from tuner.words import plural
 
 __all__ = [
     "Answer",
@@ -691,7 +692,7 @@ class AskTell:
             self.ledger.spend(session, self._study_id, ended=1)
             self.ledger.end(session, *key, ending)
             attempts = self.ledger.history(session, self._study_id, lease.trial_id)
-            reason = f"its worker was lost {lease.attempt} times, last {lease.owner}"
+            reason = f"its worker was lost {plural(lease.attempt, 'time')}, last {lease.owner}"
             attrs = {"failure": reason, "attempts": lease.attempt, "attempt_history": attempts}
             database.finish_trial(session, lease.trial_id, TrialState.FAIL, None, attrs)
             self._drop_own_checkpoint(session, lease.trial_id)

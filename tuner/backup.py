@@ -27,6 +27,7 @@ from tuner.files import new_file
 from tuner.schema import absolute, exists, info, make, open_storage, upgrade
 from tuner.storage import explain, safe_url
 from tuner.tables import metadata
+from tuner.words import plural
 
 __all__ = ["backup", "restore"]
 
@@ -205,7 +206,7 @@ def _require_no_studies(url: str, writing: sa.Connection) -> None:
 
 def _holds_studies(url: str, count: int) -> ConflictError:
     return ConflictError(
-        f"{safe_url(url)} holds {count} studies; a backup goes back into a database without any"
+        f"{safe_url(url)} holds {plural(count, 'study')}; a backup goes back into a database without any"
     )
 
 

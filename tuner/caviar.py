@@ -47,6 +47,7 @@ from tuner.runs import Runs, short
 from tuner.storage import patiently
 from tuner.termination import Terminated, interruptions_held, is_ending, terminations_raised, wait_for
 from tuner.trial_run import Failures, Function, Outcome, run_trial
+from tuner.words import plural
 
 __all__ = ["OpenStudy", "run_studies"]
 
@@ -230,7 +231,8 @@ def _failed_by_loss(ask_tell: AskTell) -> list[FrozenTrial]:
 def _lost_outcome(study: str, trial: FrozenTrial) -> Outcome:
     history = trial.user_attrs["attempt_history"]
     attempts = trial.user_attrs["attempts"]
-    reason = f"its worker was lost {attempts} times, last {short(history[-1]['owner'])} (killed, or out of memory?)"
+    last = short(history[-1]["owner"])
+    reason = f"its worker was lost {plural(attempts, 'time')}, last {last} (killed, or out of memory?)"
     return Outcome(study, trial.number, TrialState.FAIL, failure=reason, is_error=True)
 
 
@@ -358,7 +360,9 @@ class _Pools:
 def _wait_for_last(pool: Pool, running: Collection[Future[Any]]) -> None:
     """Wait until running trials were given back; on workers that live on, for a while only."""
     if trials := sum(not future.done() for future in running):
-        _log.warning("waiting for %d trials to end their epoch; Ctrl-C again leaves at once", trials)
+        _log.warning(
+            "waiting for the epoch of %s to end; Ctrl-C again leaves at once", plural(trials, "trial")
+        )
     left = set(running) - wait_for(running, pool.patience)
     for future in left:
         future.cancel()

@@ -49,7 +49,6 @@ from tuner.progress import RunDisplay
 from tuner.report import (
     finite,
     pairs_table,
-    plural,
     problems_table,
     terminal_table,
     write_pngs,
@@ -64,6 +63,7 @@ from tuner.termination import raise_at_termination
 from tuner.training import planned_epochs
 from tuner.transfer import read_document
 from tuner.trial_run import Outcome
+from tuner.words import plural
 
 if TYPE_CHECKING:
     from tuner.client.verbs import RemoteManager
@@ -1014,7 +1014,7 @@ def storage_backup(file: FileArgument, storage: StorageOption = DEFAULT_URL) -> 
     with _rows() as on_rows:
         backup(storage, file, on_rows)
     studies = info(f"sqlite:///{file}").studies
-    _say(f"{safe_url(storage)} is in {file} ({studies} studies)")
+    _say(f"{safe_url(storage)} is in {file} ({plural(studies, 'study')})")
 
 
 @storage_app.command(
@@ -1028,7 +1028,7 @@ def storage_restore(file: FileArgument, storage: StorageOption = DEFAULT_URL) ->
 
     with _rows() as on_rows:
         restore(storage, file, on_rows)
-    _say(f"{safe_url(storage)} holds {info(storage).studies} studies")
+    _say(f"{safe_url(storage)} holds {plural(info(storage).studies, 'study')}")
 
 
 @contextmanager

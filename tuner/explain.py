@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -25,25 +25,43 @@ def near_miss(word: str, known: Iterable[str]) -> str:
 def explain_all(errors: Iterable[ErrorDetails], document: Any, model_of: ModelOf) -> list[str]:
     """Pydantic's validation errors, a line for each place that has one.
 
-    Where a value may be of several kinds, each complains: who got further inside knows better what is wrong.
+    Where a value may be of several kinds, pydantic lets each of them complain. Those that got into the value know
+    better than those that wanted another one; where none did, all are heard.
     """
-    by_place: dict[tuple[str | int, ...], str] = {}
+    by_place: dict[tuple[str | int, ...], list[tuple[ErrorDetails, _Located]]] = {}
     for error in errors:
-        path, table = _locate(error, document)
-        by_place.setdefault(tuple(path), _explain(error, path, table, model_of))
+        located = _locate(error, document)
+        by_place.setdefault(tuple(located.path), []).append((error, located))
     surrounding = {place[:i] for place in by_place for i in range(1, len(place))}
-    return [line for place, line in by_place.items() if place not in surrounding]
+    lines = []
+    for place, complaints in by_place.items():
+        heard = [c for c in complaints if place not in surrounding or not c[1].of_a_kind]
+        if heard:
+            lines.append(_explain(_apt([error for error, _ in heard]), heard[0][1], model_of))
+    return lines
 
 
-def _explain(error: ErrorDetails, path: Path, table: Mapping[str, Any], model_of: ModelOf) -> str:
+def _apt(errors: Sequence[ErrorDetails]) -> Sequence[ErrorDetails]:
+    """Of the complaints about one value those that do not want another kind of value, if there are any."""
+    inner = [e for e in errors if e["type"] != "literal_error" and not e["type"].endswith("_type")]
+    return inner or errors
+
+
+def _explain(errors: Sequence[ErrorDetails], located: _Located, model_of: ModelOf) -> str:
+    error, path = errors[0], located.path
     where = ".".join(map(str, path))
     rule = _RULES.get(error["type"])
     if rule is not None:
         return f"{where}{rule(error)}".removeprefix(": ")
     if error["type"] == "extra_forbidden":
-        return f"{where}: {_unknown_key(str(path[-1]), model_of(path[:-1], table))}"
-    message = error["msg"]
-    return f"{where}: {message[0].lower()}{message[1:]}; got {_shown(error)}".removeprefix(": ")
+        return f"{where}: {_unknown_key(str(path[-1]), model_of(path[:-1], located.table))}"
+    others = [
+        e["msg"].removeprefix("Input should be ")
+        for e in errors[1:]
+        if e["input"] is error["input"] and e["type"] not in _RULES
+    ]
+    wanted = " or ".join(dict.fromkeys([error["msg"][0].lower() + error["msg"][1:], *others]))
+    return f"{where}: {wanted}; got {_shown(error)}".removeprefix(": ")
 
 
 def _unknown_key(key: str, model: type[BaseModel] | None) -> str:
@@ -75,17 +93,47 @@ def _shown(error: ErrorDetails) -> str:
     return value if len(value) <= 60 else value[:57] + "..."
 
 
-def _locate(error: ErrorDetails, document: Any) -> tuple[Path, Mapping[str, Any]]:
-    """The error's path without pydantic's union tags, and the innermost table around it."""
-    path: Path = []
-    table: Mapping[str, Any] = {}
-    node = document
-    for i, key in enumerate(error["loc"]):
-        if isinstance(node, Mapping):
-            table = node
-        if (isinstance(node, Mapping) and key in node) or (isinstance(node, list) and isinstance(key, int)):
-            node = node[key]  # type: ignore[index]  # a list has a whole number, by the line above
-            path.append(key)
-        elif i == len(error["loc"]) - 1 and error["type"] == "missing":
-            path.append(key)
-    return path, table
+class _Located(NamedTuple):
+    """Where in the document an error is: the keys that lead there, and the innermost table around it."""
+
+    path: Path
+    table: Mapping[str, Any]
+    of_a_kind: bool
+    """Whether one of several kinds complains about the value as a whole."""
+
+
+def _locate(error: ErrorDetails, document: Any) -> _Located:
+    """The place of an error, whose own path has pydantic's tags of kinds in between.
+
+    A tag may be called like a key, as in `pruner.percentile.percentile`: the right reading ends at what was refused.
+    """
+    loc, is_missing = error["loc"], error["type"] == "missing"
+    readings = list(_readings(loc, document, [], {}, is_missing=is_missing))
+    refused = error["input"]
+    fitting = [
+        located
+        for located, node in readings
+        if node is refused or (type(node) is type(refused) and node == refused)
+    ]
+    return min(fitting, key=lambda located: located.of_a_kind, default=readings[0][0])
+
+
+def _readings(
+    loc: Sequence[str | int], node: Any, path: Path, table: Mapping[str, Any], *, is_missing: bool
+) -> Iterator[tuple[_Located, Any]]:
+    """What the rest of an error's path may mean from a node on, and the nodes where that ends."""
+    if not loc:
+        yield _Located(path, table, of_a_kind=False), node
+        return
+    key, rest = loc[0], loc[1:]
+    table = node if isinstance(node, Mapping) else table
+    if (isinstance(node, Mapping) and key in node) or (
+        isinstance(node, list) and isinstance(key, int) and key < len(node)
+    ):
+        yield from _readings(rest, node[key], [*path, key], table, is_missing=is_missing)  # type: ignore[index]
+    if is_missing and not rest:
+        yield _Located([*path, key], table, of_a_kind=False), node
+    elif rest:
+        yield from _readings(rest, node, path, table, is_missing=is_missing)
+    else:
+        yield _Located(path, table, of_a_kind=key != "[key]"), node

@@ -24,6 +24,7 @@ from tuner.manager import StudySummary
 from tuner.pareto import on_front
 from tuner.runs import Working
 from tuner.trial_run import Outcome
+from tuner.words import plural
 
 __all__ = ["RunDisplay", "fit"]
 
@@ -162,7 +163,7 @@ class RunDisplay:
             if is_terminal:
                 self._bars.footer = [*self._totals(), fit(*now, console.width)]
             else:
-                totals = [f"{self.finished} trials", *self._totals(), *self._standing()]
+                totals = [plural(self.finished, "trial"), *self._totals(), *self._standing()]
                 self._bars.say(", ".join([*totals, fit(*now, 10_000)]))
 
     def _standing(self) -> list[str]:

@@ -264,7 +264,9 @@ def test_a_second_ctrl_c_leaves_at_once_and_holds_nothing_against_the_trials(tmp
                 ] == [1, 1]:
                     break
             os.killpg(process.pid, signal.SIGINT)
-            assert "waiting for 2 trials to end their epoch; Ctrl-C again leaves" in process.stderr.readline()
+            assert (
+                "waiting for the epoch of 2 trials to end; Ctrl-C again leaves" in process.stderr.readline()
+            )
             os.killpg(process.pid, signal.SIGINT)
             _, err = process.communicate(timeout=60)
             assert "left 2 trials within an epoch; they will run again from their start" in err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import optuna
 import pytest
@@ -481,7 +483,8 @@ def test_stage_lengths_share_the_budget():
         ({"inside": "sbol"}, "local-gp, random, sobol, tpe or a sampler; got 'sbol'"),
         ({"stages": (3,), "inside": "sbol"}, "got 'sbol'"),
         ({"options": {"everywhere": 0.2}}, "needs to be ZoomOptions"),
-        ({"stages": (3,), "options": ZoomOptions()}, "stages have none"),
+        ({"inside": "tpe", "options": {"everywhere": 0.2}}, "needs to be ZoomOptions"),
+        ({"stages": (3,), "options": ZoomOptions()}, "which stages replace"),
     ],
 )
 def test_illegal_options_are_refused(options, words):
@@ -588,8 +591,15 @@ def test_looks_everywhere_ask_for_more_by_turns_and_every_fifth_is_blind(monkeyp
             assert "margin" not in note
         else:
             assert (note["look"], note["margin"]) == ("everywhere", wanted)
-            more = f", for a gain of more than {wanted:g} standard deviations" if wanted else ""
-            assert explain_trial(study.trials[number]).endswith(f"a look everywhere{more}")
+            said = explain_trial(study.trials[number])
+            assert said.endswith(
+                {
+                    1.0: "a look everywhere, for a gain of more than 1 standard deviation",
+                    0.3: "a look everywhere, for a gain of more than 0.3 standard deviations",
+                    0.1: "a look everywhere, for a gain of more than 0.1 standard deviations",
+                    0.0: "a look everywhere",
+                }[wanted]
+            )
         if wanted == "blind":
             assert not targets
         else:
@@ -606,6 +616,31 @@ def test_an_explanation_tells_what_is_nearly_one_from_one():
     }
     trial = create_trial(value=0.0, system_attrs={EXPLANATION: note})
     assert explain_trial(trial) == "stage 2, box of length 0.5: momentum 0.5–0.99994, rate 0.00123–12.3"
+    note["box"] = {"near": [100.4, 100.42], "units": [1001, 1024]}
+    trial = create_trial(value=0.0, system_attrs={EXPLANATION: note})
+    assert explain_trial(trial).endswith(": near 100.4–100.42, units 1001–1024")
+
+
+def test_boxes_of_choices_are_told_by_the_choices_with_an_order_from_the_first_to_the_last():
+    """Ordered ones that do not compare, too; of others the chance to leave the choice is not mistaken for an end."""
+    ordered = {"size": ["small", "mid", "large"], "depth": [None, 1, 2]}
+    sampler = ViewSampler(CoarseToFineSampler(seed=0), ordered=set(ordered), seed=0)
+
+    def objective(trial):
+        size, depth = (trial.suggest_categorical(name, choices) for name, choices in ordered.items())
+        units = trial.suggest_categorical("units", [32, 64])
+        return len(size) + (depth or 0) + units / 64 + (trial.suggest_float("x", 0, 1) - 0.5) ** 2
+
+    study = minimized(sampler, 30, objective)
+    boxes = [note["box"] for t in study.trials if "box" in (note := t.system_attrs.get(EXPLANATION, {}))]
+    assert boxes
+    for box in boxes:
+        for name, choices in ordered.items():
+            first, last = (choices.index(end) for end in box[name])
+            assert first <= last
+    said = [explain_trial(t) for t in study.trials if "box" in t.system_attrs.get(EXPLANATION, {})]
+    assert all(re.search(r"units (32|64)(,|$)", words) for words in said)
+    assert any("size small–large" in words for words in said)
 
 
 @pytest.mark.parametrize("inside", ["random", "sobol"])

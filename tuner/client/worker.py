@@ -48,6 +48,7 @@ from tuner.executors import (
 )
 from tuner.termination import Terminated, interruptions_held, is_ending, pause, terminations_raised, wait_for
 from tuner.trial_run import Failures, Outcome, run_leased
+from tuner.words import plural
 
 __all__ = ["WorkerSettings", "work"]
 
@@ -532,8 +533,9 @@ class _Loop:
                 pool.hurry()
             self.job.stop(pool)
             if running := sum(not future.done() for future in self._running):
-                trials = "a trial to end its" if running == 1 else f"{running} trials to end their"
-                self.on_news(f"waiting for {trials} epoch; Ctrl-C again leaves at once")
+                self.on_news(
+                    f"waiting for the epoch of {plural(running, 'trial')} to end; Ctrl-C again leaves at once"
+                )
             left = set(self._running) - wait_for(self._running, pool.patience)
         except KeyboardInterrupt:
             pool.leave()

@@ -9,13 +9,11 @@ from tuner.comparison.export import finite
 from tuner.report.page import page, write_problems, write_report
 from tuner.report.png import write_pngs
 from tuner.report.terminal import pairs_table, problems_table, terminal_table
-from tuner.report.wording import plural
 
 __all__ = [
     "finite",
     "page",
     "pairs_table",
-    "plural",
     "problems_table",
     "terminal_table",
     "write_pngs",

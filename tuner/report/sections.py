@@ -42,13 +42,13 @@ from tuner.report.wording import (
     overrides,
     p_value,
     parameter_value,
-    plural,
     range_text,
     scale_text,
     spread_text,
 )
 from tuner.space import Space
 from tuner.statistics import LEAST_SEEDS, spread
+from tuner.words import plural
 
 __all__ = ["SECTIONS"]
 

@@ -12,6 +12,7 @@ from tuner.definition import Arm, Budget
 from tuner.errors import TunerError
 from tuner.space import CategoricalParameter, FloatParameter, IntParameter, Space
 from tuner.statistics import Estimate, Spread
+from tuner.words import plural
 
 __all__ = [
     "NONE",
@@ -26,7 +27,6 @@ __all__ = [
     "overrides",
     "p_value",
     "parameter_value",
-    "plural",
     "range_text",
     "scale_text",
     "spread_text",
@@ -80,11 +80,6 @@ def value_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def plural(amount: float, noun: str) -> str:
-    """So many of them."""
-    return f"{amount:,g} {noun}{'' if amount == 1 else 's'}"
 
 
 def estimate_text(estimate: Estimate) -> str:

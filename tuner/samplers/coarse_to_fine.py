@@ -25,6 +25,7 @@ from tuner.samplers.local_gp import EXPLANATION, ModelZoom, ZoomOptions, entropy
 from tuner.samplers.scalarization import ScalarView, draw_weights
 from tuner.samplers.view import BoxLens, Lens, LensSampler, reseed
 from tuner.scales import to_unit
+from tuner.words import plural
 
 __all__ = ["BoxedSampler", "CoarseToFineSampler", "Inside", "StageZoom", "explain_trial", "stage_lengths"]
 
@@ -56,7 +57,7 @@ class CoarseToFineSampler(BaseSampler):
 
     Raises:
         DefinitionError: `stages` with an `inside` that needs the model's box, with `options`, or not at least one trial
-            long; `best` under 2 or `padding` negative; `options` that are no `ZoomOptions`.
+            long, `best` under 2 or `padding` negative; `options` that are no `ZoomOptions`.
 
     Example:
         >>> study = optuna.create_study(sampler=CoarseToFineSampler(seed=0))
@@ -75,10 +76,10 @@ class CoarseToFineSampler(BaseSampler):
         seed: int | None = None,
         options: ZoomOptions | None = None,
     ) -> None:
-        if options is not None and not isinstance(options, ZoomOptions):
-            raise DefinitionError(f"options needs to be ZoomOptions(...); got {options!r}")
         if options is not None and stages is not None:
-            raise DefinitionError("options are of the adaptive box; stages have none: leave one of them out")
+            raise DefinitionError(
+                "options belong to the adaptive box, which stages replace: give one of them"
+            )
         self._inside, self._stages, self._best, self._padding = inside, stages, best, padding
         self._options, self._is_seeded = options, seed is not None
         self._seed = entropy() if seed is None else seed
@@ -194,23 +195,32 @@ def explain_trial(trial: FrozenTrial) -> str:
     if note is None:
         return "not placed by coarse-to-fine: at random, or by somebody else"
     if note["look"] != "box":
-        more = (
-            f", for a gain of more than {note['margin']:g} standard deviations" if note.get("margin") else ""
-        )
+        margin = note.get("margin")
+        more = f", for a gain of more than {plural(margin, 'standard deviation')}" if margin else ""
         return f"stage {note['stage']}, {LOOKS[note['look']]}{more}"
-    ends = ", ".join(f"{name} {_shown(*described)}" for name, described in note["box"].items())
+    ends = ", ".join(
+        f"{name} {_shown(trial.distributions.get(name), *described)}"
+        for name, described in note["box"].items()
+    )
     return f"stage {note['stage']}, box of length {note['length']:.3g}: {ends}"
 
 
-def _shown(first: Any, second: Any) -> str:
-    if isinstance(first, (int, float)) and not isinstance(first, bool):
-        return f"{_rounded(first)}–{_rounded(second)}"
-    return f"{first}"
+def _shown(distribution: BaseDistribution | None, first: Any, second: Any) -> str:
+    """The ends of a parameter's box; of choices without an order, whose second is the chance to leave it, the first."""
+    if isinstance(distribution, CategoricalDistribution):
+        return f"{first}–{second}" if second in distribution.choices and second != first else f"{first}"
+    if isinstance(first, int) and isinstance(second, int):
+        return f"{first}–{second}"
+    digits = 3
+    while (low := _rounded(first, digits)) == (high := _rounded(second, digits)) and digits < 17:
+        digits += 1
+    return f"{low}–{high}"
 
 
-def _rounded(value: float) -> str:
-    """To three digits; of what is nearly 1, like a momentum of 0.9999, as many as tell it from 1."""
-    digits = 3 if not 0 < value < 1 else max(3, math.ceil(-math.log10(1 - value)))
+def _rounded(value: float, digits: int) -> str:
+    """To so many digits; of what is nearly 1, like a momentum of 0.9999, at least as many as tell it from 1."""
+    if 0 < value < 1:
+        digits = max(digits, math.ceil(-math.log10(1 - value)))
     return f"{value:.{digits}g}"
 
 

@@ -11,6 +11,7 @@ improvement; here for the expected one, a target at a time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -87,8 +88,9 @@ class ZoomOptions:
     how many candidates it climbs, `steps` how far at most, `rounds` how often the best are polished.
 
     Raises:
-        DefinitionError: a share that is not in [0, 1], margins that are not at least one finite number ≥ 0, a number of
-            points that is too small or not whole.
+        DefinitionError: a share that is not in [0, 1], margins that are not at least one finite number ≥ 0, a noise
+            limit that is no number ≥ 0, a number of points that is too small or not whole, rules or a prior that are
+            none.
     """
 
     startup: int | None = None
@@ -106,20 +108,27 @@ class ZoomOptions:
     prior: Prior = field(default_factory=Prior)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.everywhere, (int, float)) or not 0 <= self.everywhere <= 1:
+        if not _is_number(self.everywhere) or not 0 <= self.everywhere <= 1:
             raise DefinitionError(f"everywhere needs to be a share from 0 to 1; got {self.everywhere!r}")
         if not isinstance(self.margins, tuple) or not self.margins:
             raise DefinitionError(f"margins needs to be a tuple of numbers; got {self.margins!r}")
-        if not all(isinstance(margin, (int, float)) and 0 <= margin < np.inf for margin in self.margins):
+        if not all(_is_number(margin) and 0 <= margin < np.inf for margin in self.margins):
             raise DefinitionError(f"margins needs to be finite numbers of at least 0; got {self.margins!r}")
-        if not self.noise_limit >= 0:
-            raise DefinitionError(f"noise_limit needs to be at least 0; got {self.noise_limit!r}")
+        if not _is_number(self.noise_limit) or not self.noise_limit >= 0:
+            raise DefinitionError(f"noise_limit needs to be a number of at least 0; got {self.noise_limit!r}")
         for name, least in LEAST.items():
             count = getattr(self, name)
             if count is None and name == "startup":
                 continue
-            if not isinstance(count, int) or count < least:
+            if not isinstance(count, Integral) or not _is_number(count) or count < least:
                 raise DefinitionError(f"{name} needs to be a whole number, {least} or more; got {count!r}")
+        for name, kind in {"rules": BoxRules, "prior": Prior}.items():
+            if not isinstance(part := getattr(self, name), kind):
+                raise DefinitionError(f"{name} needs to be {kind.__name__}(...); got {part!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +154,8 @@ class ModelZoom(BaseSampler):
         options: ZoomOptions | None = None,
         seed: int | None = None,
     ) -> None:
+        if not isinstance(options, ZoomOptions | None):
+            raise DefinitionError(f"options needs to be ZoomOptions(...); got {options!r}")
         self.inside = inside
         self.options = options or ZoomOptions()
         self._is_seeded = seed is not None
@@ -487,7 +498,9 @@ class ModelZoom(BaseSampler):
             if self.axes.is_categorical[i]:
                 described[name][0] = outside(study, name, described[name][0])
             else:
-                described[name] = sorted(outside(study, name, end) for end in described[name])
+                low, high = (outside(study, name, end) for end in described[name])
+                is_turned = isinstance(low, (int, float)) and isinstance(high, (int, float)) and low > high
+                described[name] = [high, low] if is_turned else [low, high]  # turned by a reverse-log scale
         return described
 
     def _note(self, study: optuna.Study, trial: FrozenTrial, note: dict[str, Any]) -> None:

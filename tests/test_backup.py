@@ -270,7 +270,7 @@ def test_a_study_made_while_a_restore_begins_stays(
         return found
 
     monkeypatch.setattr("tuner.backup.info", seen)
-    with pytest.raises(ConflictError, match="holds 1 studies"):
+    with pytest.raises(ConflictError, match="holds 1 study"):
         restore(other, tmp_path / "backup.db")
     with StudyManager(other) as manager:
         assert [summary.name for summary in manager.studies()] == ["mine"]

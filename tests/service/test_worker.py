@@ -290,7 +290,7 @@ def test_a_stop_reaches_a_dask_cluster(tmp_path: Path, served: Served) -> None:
             work(settings(served, study="walks"), executor=where, workers=2, on_news=news.append)
         assert ask_tell.open_leases() == []
         assert [trial.state for trial in study.get_trials()] == [TrialState.WAITING] * 2
-        assert sum(line.startswith("waiting for 2 trials") for line in news) == 1
+        assert sum(line.startswith("waiting for the epoch of 2 trials") for line in news) == 1
 
 
 @leases_end_soon
